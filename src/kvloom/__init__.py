@@ -1,0 +1,70 @@
+"""kvloom: an LLM inference engine whose KV cache is a document.
+
+Names are loaded on first use, so that `kvloom --help` never imports torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from kvloom.version import __version__
+
+if TYPE_CHECKING:
+    from kvloom.config import EngineConfig
+    from kvloom.engine.aio import AsyncLLM
+    from kvloom.engine.llm import LLM, Document
+    from kvloom.errors import (
+        CapacityError,
+        KvloomError,
+        ModelLoadError,
+        RequestError,
+        UnsupportedModelError,
+    )
+    from kvloom.outputs import CompletionOutput, RequestOutput, StreamChunk, Usage
+    from kvloom.params import SamplingParams
+
+_HOMES = {
+    "LLM": "kvloom.engine.llm",
+    "Document": "kvloom.engine.llm",
+    "AsyncLLM": "kvloom.engine.aio",
+    "EngineConfig": "kvloom.config",
+    "SamplingParams": "kvloom.params",
+    "CompletionOutput": "kvloom.outputs",
+    "RequestOutput": "kvloom.outputs",
+    "StreamChunk": "kvloom.outputs",
+    "Usage": "kvloom.outputs",
+    "CapacityError": "kvloom.errors",
+    "KvloomError": "kvloom.errors",
+    "ModelLoadError": "kvloom.errors",
+    "RequestError": "kvloom.errors",
+    "UnsupportedModelError": "kvloom.errors",
+}
+
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "CapacityError",
+    "CompletionOutput",
+    "Document",
+    "EngineConfig",
+    "KvloomError",
+    "ModelLoadError",
+    "RequestError",
+    "RequestOutput",
+    "SamplingParams",
+    "StreamChunk",
+    "UnsupportedModelError",
+    "Usage",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kvloom' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,142 @@
+"""What a generation gives back: texts, tokens, log-probabilities and the receipt of its cost.
+
+Knows: the shapes that users of other engines know.
+Does not know: how any of it was computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """The log-probability of one token at one place.
+
+    Attributes:
+        logprob: natural logarithm of the probability, after temperature 1 and before penalties.
+        rank: 1 for the most likely token.
+        decoded_token: the token's text on its own; None if it is no whole character.
+        token_bytes: the bytes the token stands for.
+    """
+
+    logprob: float
+    rank: int
+    decoded_token: str | None = None
+    token_bytes: bytes = b""
+
+
+TokenLogprobs = Mapping[int, Logprob]
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """How the KV behind an answer or a document came about, counted in tokens and bytes.
+
+    Attributes:
+        tokens: tokens by state; `exact`, and one entry per taint that occurs.
+        nbytes: bytes of KV shown, by codec (`plain` is unencoded).
+    """
+
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    nbytes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The receipt of one request.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        completion_tokens: tokens generated, over all completions.
+        cached_tokens: prompt tokens whose KV was reused.
+        computed_tokens: rows of the prompt that were run, recomputations after preemption included.
+        preemptions: how often the request lost its memory and was computed again.
+        time_to_first_token_s: seconds from submission to the first generated token.
+        total_s: seconds from submission to the end.
+        provenance: the state of the KV that the answer was read from.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    computed_tokens: int
+    preemptions: int = 0
+    time_to_first_token_s: float | None = None
+    total_s: float | None = None
+    provenance: Provenance = field(default_factory=Provenance)
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionOutput:
+    """One completion of a prompt.
+
+    Attributes:
+        index: which of the `n` completions.
+        text: the generated text.
+        token_ids: the generated tokens.
+        finish_reason: `stop`, `length` or `abort`.
+        stop_reason: the stop string or token id that ended it; None for the end-of-text token.
+        logprobs: per generated token, if asked for.
+        cumulative_logprob: sum over the generated tokens, if log-probabilities were asked for.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    cumulative_logprob: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """All completions of one prompt, with their receipt.
+
+    Attributes:
+        request_id: the engine's name of the request.
+        prompt: the prompt's text; None if token ids were given.
+        prompt_token_ids: the prompt's tokens.
+        outputs: one entry per completion, by index.
+        usage: what it cost.
+        prompt_logprobs: per prompt token if asked for; the first is None.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: tuple[int, ...]
+    outputs: tuple[CompletionOutput, ...]
+    usage: Usage
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamChunk:
+    """What one step added to one completion of a streamed request.
+
+    Attributes:
+        request_id: the engine's name of the request.
+        index: which of the `n` completions.
+        text: text that can no longer change; may be empty while a character is incomplete.
+        token_ids: tokens that were added.
+        logprobs: per added token, if asked for.
+        finish_reason: set on the completion's last chunk.
+        stop_reason: the stop string or token id that ended it.
+        usage: set on the request's last chunk.
+        prompt_logprobs: set on the first chunk, if asked for.
+    """
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    usage: Usage | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
