@@ -140,3 +140,46 @@ class StreamChunk:
     stop_reason: str | int | None = None
     usage: Usage | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters and gauges of an engine since it was made.
+
+    Attributes:
+        running: sequences that run.
+        waiting: requests that wait.
+        pages_total: pages of the pool; a page is 64 slots of one layer and KV head.
+        pages_free: pages that nobody owns.
+        page_bytes: bytes of a page.
+        kv_bytes_total: bytes of the pool.
+        kv_bytes_used: bytes of owned pages.
+        idle_documents: cached prefixes that no running request shows.
+        requests_finished: requests by finish reason.
+        prompt_tokens: tokens of all admitted prompts.
+        cached_tokens: prompt tokens whose KV was reused.
+        computed_tokens: prompt rows that were run.
+        generated_tokens: tokens that were sampled.
+        preemptions: sequences that lost their memory and were computed again.
+        steps: forward passes.
+        prefix_hits: admissions that reused at least one token.
+        prefix_queries: admissions that looked for reusable tokens.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    pages_total: int = 0
+    pages_free: int = 0
+    page_bytes: int = 0
+    kv_bytes_total: int = 0
+    kv_bytes_used: int = 0
+    idle_documents: int = 0
+    requests_finished: Mapping[str, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    prefix_hits: int = 0
+    prefix_queries: int = 0
