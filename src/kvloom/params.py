@@ -96,7 +96,7 @@ class SamplingParams:
         _integer("min_tokens", self.min_tokens, 0, 2**31)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(
-                f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens}); lower it.",
+                f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens}).",
                 param="min_tokens",
             )
         for token, bias in self.logit_bias.items():

@@ -58,7 +58,7 @@ class LayerSpec:
         kv_heads: key and value heads.
         k_dim: head dimension of queries and keys.
         v_dim: head dimension of values.
-        rope: the rotation kvloom applies; None for a layer without one, or whose model keeps its own.
+        rope: the rotation kvloom applies; None where there is none or the model keeps its own.
         window: number of positions a query sees, itself included; None sees all.
         softcap: bound of the logits, cap * tanh(logit / cap); None for none.
         sinks: whether the layer adds a learned sink logit per head.
@@ -232,7 +232,7 @@ class Observer(Protocol):
 
 
 class Forward(Protocol):
-    """Runs rows through a model; implemented by the runners of `kvloom.model` and by test doubles."""
+    """Runs rows through a model: the runners of `kvloom.model`, and test doubles."""
 
     @property
     def spec(self) -> ModelSpec:

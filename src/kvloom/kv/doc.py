@@ -1,0 +1,317 @@
+"""Documents: named series of immutable versions over shared segments.
+
+Knows: spans, their shifts and hidden slots, who owns which blocks, and what is exact.
+Does not know: models, requests or how KV is computed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kvloom.errors import CapacityError
+from kvloom.kv.lineage import Lineage
+from kvloom.kv.pool import PAGE_SLOTS, Pool, blocks_for
+from kvloom.kv.segment import Segment
+from kvloom.outputs import Provenance
+from kvloom.types import Edit, EditPlan, SlotRange, Taint
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of a document: a view of a segment.
+
+    Attributes:
+        segment: where the KV lies; may be shared with other documents.
+        start: first slot shown.
+        stop: slot behind the last one shown.
+        shift: position now minus the position the keys were rotated at.
+        hidden: slots inside the stretch that this document does not show.
+    """
+
+    segment: Segment
+    start: int
+    stop: int
+    shift: int = 0
+    hidden: tuple[SlotRange, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens of the stretch, hidden ones included."""
+        return self.stop - self.start
+
+    @property
+    def tokens(self) -> list[int]:
+        """Token ids of the stretch."""
+        return self.segment.tokens[self.start : self.stop]
+
+    @property
+    def pool_slots(self) -> tuple[int, int]:
+        """First slot, and slot behind the last, in the pool."""
+        first = self.segment.first_slot
+        return first + self.start, first + self.stop
+
+    def sub(self, start: int, stop: int) -> Span:
+        """Return tokens start to stop - 1 of the stretch."""
+        first, last = self.start + start, self.start + stop
+        hidden = tuple(
+            SlotRange(max(cut.start, first), min(cut.stop, last))
+            for cut in self.hidden
+            if cut.start < last and cut.stop > first
+        )
+        return replace(self, start=first, stop=last, hidden=hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class DocVersion:
+    """One state of a document.
+
+    Attributes:
+        number: counts the document's versions.
+        spans: the stretches, in order.
+        length: tokens in all.
+    """
+
+    number: int
+    spans: tuple[Span, ...]
+    length: int
+
+
+class KVDoc:
+    """A document; owns the blocks of its spans, and an open tail while it is written.
+
+    Attributes:
+        pool: where the slots come from.
+        root: lineage of the empty document.
+        start_pos: position of the first token.
+        version: the present state; earlier ones stay valid data but own nothing.
+    """
+
+    def __init__(
+        self, pool: Pool, root: Lineage, spans: Iterable[Span] = (), *, start_pos: int = 0
+    ) -> None:
+        self.pool = pool
+        self.root = root
+        self.start_pos = start_pos
+        spans = tuple(spans)
+        self.version = DocVersion(0, spans, sum(span.length for span in spans))
+        self._tail: Segment | None = None
+        self._closed = False
+        for span in spans:
+            pool.retain(*span.pool_slots)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The stretches, in order."""
+        return self.version.spans
+
+    @property
+    def length(self) -> int:
+        """Tokens in all."""
+        return self.version.length
+
+    @property
+    def tokens(self) -> list[int]:
+        """Token ids in all."""
+        return [token for span in self.spans for token in span.tokens]
+
+    def blocks_needed(self, num_tokens: int) -> int:
+        """Return how many free blocks an append of this many tokens needs at most."""
+        room = self._tail.room if self._tail is not None else 0
+        return blocks_for(max(num_tokens - room, 0))
+
+    def append(self, tokens: Sequence[int], reserve: int = 0) -> np.ndarray:
+        """Add tokens whose KV is about to be written; return their slots in the pool, int64.
+
+        Args:
+            tokens: token ids.
+            reserve: slots to take behind them as well where they are free, to grow in one run.
+
+        Raises:
+            CapacityError: the pool has too few free blocks; the document is unchanged.
+        """
+        assert not self._closed, "appended to a closed document"
+        before = self.length
+        slots: list[np.ndarray] = []
+        done = 0
+        try:
+            while done < len(tokens):
+                tail = self._tail_with_room(len(tokens) - done, reserve)
+                part = tokens[done : done + tail.room]
+                first = tail.append(part)
+                slots.append(np.arange(first, first + len(part), dtype=np.int64))
+                self._show(tail, len(part))
+                done += len(part)
+        except CapacityError:
+            self.truncate(before)
+            raise
+        return np.concatenate(slots) if slots else np.empty(0, dtype=np.int64)
+
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens and let go of the rest at once."""
+        assert 0 <= length <= self.length, "truncated to more than there is"
+        spans, kept = [], 0
+        for span in self.spans:
+            keep = min(span.length, length - kept)
+            kept += keep
+            if span.segment is self._tail:
+                self._tail.cut(span.start + keep)
+                if keep == 0:
+                    self._drop_tail()
+            else:
+                if keep:
+                    self.pool.retain(*span.sub(0, keep).pool_slots)
+                self.pool.release(*span.pool_slots)
+            if keep:
+                spans.append(span.sub(0, keep))
+        self._commit(tuple(spans))
+
+    def apply(self, edit: Edit) -> EditPlan:
+        """Say what an edit comes to; the document stays as it is."""
+        return edit.plan(self)
+
+    def fork(self) -> KVDoc:
+        """Return a second document with the same content; both may go on separately."""
+        self.close_tail()
+        return KVDoc(self.pool, self.root, self.spans, start_pos=self.start_pos)
+
+    def close_tail(self) -> None:
+        """Close the open segment, as anything that is shared must be."""
+        if self._tail is None:
+            return
+        self.pool.retain(*self.spans[-1].pool_slots)
+        self._tail.close()
+        self._tail = None
+
+    def shrink(self) -> None:
+        """Give back reserved blocks that hold nothing yet."""
+        if self._tail is not None:
+            self._tail.shrink()
+
+    def close(self) -> None:
+        """Let go of everything; the document may not be used afterwards."""
+        if not self._closed:
+            self.truncate(0)
+            self._closed = True
+
+    def exact_length(self) -> int:
+        """Return how many leading tokens equal a fresh prefill."""
+        length = 0
+        for span, taint in self.taints():
+            if taint is not Taint.EXACT:
+                break
+            length += span.length
+        return length
+
+    def lineage(self) -> Lineage:
+        """Return the lineage that a row appended now attends to."""
+        *_, (_, _, actual) = self._walk()
+        return actual
+
+    def taints(self) -> Iterator[tuple[Span, Taint]]:
+        """Yield every span with the reasons why it is not exact."""
+        for span, taint, _ in self._walk():
+            if span is not None:
+                yield span, taint
+
+    def provenance(self) -> Provenance:
+        """Return tokens by state, and bytes of the blocks shown by codec."""
+        tokens: Counter[str] = Counter()
+        for span, taint in self.taints():
+            names = [flag.name.lower() for flag in taint if flag.name] or ["exact"]
+            for name in names:
+                tokens[name] += span.length
+        return Provenance(tokens=dict(tokens), nbytes={"plain": self.nbytes})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all blocks the document owns, shared ones and the tail's reserve included."""
+        blocks: set[int] = set()
+        for span in self.spans:
+            first, stop = span.pool_slots
+            if span.segment is self._tail:
+                stop = span.segment.first_slot + span.segment.capacity
+            blocks.update(range(first // PAGE_SLOTS, blocks_for(stop)))
+        return len(blocks) * self.pool.block_bytes
+
+    def owned_ranges(self) -> list[tuple[int, int]]:
+        """Return the slot ranges whose blocks the document owns once each, for integrity checks."""
+        ranges = [span.pool_slots for span in self.spans if span.segment is not self._tail]
+        if self._tail is not None:
+            first = self._tail.first_slot
+            ranges.append((first, first + self._tail.capacity))
+        return ranges
+
+    def _walk(self) -> Iterator[tuple[Span | None, Taint, Lineage]]:
+        expected = actual = self.root
+        yield None, Taint.EXACT, actual
+        for span in self.spans:
+            segment = span.segment
+            taint = Taint.EXACT
+            if span.shift:
+                taint |= Taint.MOVED
+            if span.hidden:
+                taint |= Taint.PRUNED
+            if actual != expected or segment.lineage_at(span.start) != expected:
+                taint |= Taint.FOREIGN
+            if taint is Taint.EXACT:
+                expected = actual = segment.lineage_at(span.stop)
+            else:
+                expected = expected.extend(span.tokens)
+                recipe = f"shift={span.shift};hidden={[tuple(cut) for cut in span.hidden]}"
+                actual = actual.alter(recipe, segment.lineage_at(span.stop))
+            yield span, taint, actual
+
+    def _tail_with_room(self, num_tokens: int, reserve: int) -> Segment:
+        tail = self._tail
+        if tail is not None:
+            if tail.room or tail.grow(blocks_for(num_tokens + reserve)):
+                return tail
+            self.close_tail()
+        self._tail = self._open_tail(num_tokens, reserve)
+        return self._tail
+
+    def _open_tail(self, num_tokens: int, reserve: int) -> Segment:
+        """Open a segment behind the last span where that is free, so that both read as one run."""
+        lineage, base = self.lineage(), self.start_pos + self.length
+        if self.spans:
+            end = self.spans[-1].pool_slots[1]
+            rest = self.pool.claim_rest(end)
+            if rest == 0 and end % PAGE_SLOTS == 0:
+                rest = self.pool.extend(end // PAGE_SLOTS, blocks_for(num_tokens)) * PAGE_SLOTS
+            if rest:
+                tail = Segment(self.pool, end, rest, base=base, origin=lineage)
+                if num_tokens + reserve > rest:
+                    tail.grow(blocks_for(num_tokens + reserve - rest))
+                return tail
+        wanted = blocks_for(num_tokens + reserve)
+        if wanted > self.pool.free_blocks:
+            wanted = blocks_for(num_tokens)
+        runs = self.pool.allocate(wanted)
+        for run in runs[1:]:
+            # Only the first run is opened now; the next append takes what it needs.
+            first = run.first_block * PAGE_SLOTS
+            self.pool.release(first, first + run.num_blocks * PAGE_SLOTS)
+        first_slot = runs[0].first_block * PAGE_SLOTS
+        capacity = runs[0].num_blocks * PAGE_SLOTS
+        return Segment(self.pool, first_slot, capacity, base=base, origin=lineage)
+
+    def _show(self, tail: Segment, num_tokens: int) -> None:
+        last = self.spans[-1] if self.spans else None
+        if last is not None and last.segment is tail:
+            grown = replace(last, stop=last.stop + num_tokens)
+            self._commit((*self.spans[:-1], grown))
+        else:
+            self._commit((*self.spans, Span(tail, 0, num_tokens)))
+
+    def _drop_tail(self) -> None:
+        assert self._tail is not None
+        self._tail.close()
+        self._tail = None
+
+    def _commit(self, spans: tuple[Span, ...]) -> None:
+        length = sum(span.length for span in spans)
+        self.version = DocVersion(self.version.number + 1, spans, length)

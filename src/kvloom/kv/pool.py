@@ -1,0 +1,192 @@
+"""The pool: one arena of key and value slots, and who owns which of them.
+
+Knows: pages, reference counts and exact bytes.
+Does not know: tokens, positions or documents.
+
+A *page* is 64 slots of one (layer, KV head). Pages are handed out in *blocks*: the pages of the
+same 64 slots in every layer and head. Every layer is one tensor (g, slots, d), so a run of blocks
+reads as (g, t, d) without copying and grows in place while the block behind it is free
+(ADR 0002).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvloom.errors import CapacityError
+from kvloom.types import LayerSpec
+
+PAGE_SLOTS = 64
+
+
+class Run(NamedTuple):
+    """Neighbouring blocks of the pool."""
+
+    first_block: int
+    num_blocks: int
+
+
+def blocks_for(num_slots: int) -> int:
+    """Return how many blocks hold this many slots."""
+    return -(-num_slots // PAGE_SLOTS)
+
+
+def block_bytes(layers: Sequence[LayerSpec], dtype: torch.dtype) -> int:
+    """Return the bytes of 64 slots in every layer and head."""
+    slot_values = sum(layer.kv_heads * (layer.k_dim + layer.v_dim) for layer in layers)
+    return PAGE_SLOTS * slot_values * dtype.itemsize
+
+
+class Pool:
+    """Key and value slots of all layers, with a reference count per block.
+
+    Raises:
+        CapacityError: the budget does not hold a single block.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerSpec],
+        budget_bytes: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.dtype = dtype
+        self.pages_per_block = sum(layer.kv_heads for layer in layers)
+        self.block_bytes = block_bytes(layers, dtype)
+        self.num_blocks = budget_bytes // self.block_bytes
+        if self.num_blocks < 1:
+            raise CapacityError(
+                f"The KV memory of {budget_bytes} bytes holds no block of {PAGE_SLOTS} tokens, "
+                f"which takes {self.block_bytes} bytes for this model; raise kv_memory."
+            )
+        slots = self.num_blocks * PAGE_SLOTS
+        # Uninitialised memory costs no resident page before it is written.
+        self.keys: list[Tensor] = [
+            torch.empty(layer.kv_heads, slots, layer.k_dim, dtype=dtype, device=device)
+            for layer in layers
+        ]
+        self.values: list[Tensor] = [
+            torch.empty(layer.kv_heads, slots, layer.v_dim, dtype=dtype, device=device)
+            for layer in layers
+        ]
+        self._owners = np.zeros(self.num_blocks, dtype=np.int32)
+        self._filled = np.zeros(self.num_blocks, dtype=np.int32)
+        self.free_blocks = self.num_blocks
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arena."""
+        return self.num_blocks * self.block_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of owned blocks."""
+        return (self.num_blocks - self.free_blocks) * self.block_bytes
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of the arena."""
+        return self.num_blocks * self.pages_per_block
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that nobody owns."""
+        return self.free_blocks * self.pages_per_block
+
+    def allocate(self, num_blocks: int) -> list[Run]:
+        """Take blocks, as one run where one is free, else as the fewest runs at hand.
+
+        Raises:
+            CapacityError: fewer blocks are free; nothing was taken.
+        """
+        if num_blocks > self.free_blocks:
+            raise CapacityError(
+                f"{num_blocks} blocks of {PAGE_SLOTS} tokens are needed and {self.free_blocks} of "
+                f"{self.num_blocks} are free; end other requests or raise kv_memory."
+            )
+        free = self._free_runs()
+        whole = [run for run in free if run.num_blocks >= num_blocks]
+        if whole:
+            taken = [Run(whole[0].first_block, num_blocks)]
+        else:
+            taken = []
+            missing = num_blocks
+            for run in sorted(free, key=lambda run: -run.num_blocks):
+                part = min(run.num_blocks, missing)
+                taken.append(Run(run.first_block, part))
+                missing -= part
+                if missing == 0:
+                    break
+        for run in taken:
+            self._own(run)
+        return taken
+
+    def extend(self, block: int, num_blocks: int) -> int:
+        """Take up to `num_blocks` free blocks that start at `block`; return how many."""
+        stop = min(block + num_blocks, self.num_blocks)
+        taken = 0
+        while block + taken < stop and self._owners[block + taken] == 0:
+            taken += 1
+        if taken:
+            self._own(Run(block, taken))
+        return taken
+
+    def claim_rest(self, slot: int) -> int:
+        """Take the unwritten slots from `slot` to the end of its block; return how many.
+
+        The rest of a block belongs to the first who continues there; 0 if that was another.
+        """
+        block, offset = divmod(slot, PAGE_SLOTS)
+        if offset == 0 or self._filled[block] != offset:
+            return 0
+        self._filled[block] = PAGE_SLOTS
+        self._owners[block] += 1
+        return PAGE_SLOTS - offset
+
+    def give_rest_back(self, slot: int) -> None:
+        """Let others claim the slots from `slot` to the end of its block."""
+        block, offset = divmod(slot, PAGE_SLOTS)
+        if offset:
+            self._filled[block] = offset
+
+    def retain(self, first_slot: int, stop_slot: int) -> None:
+        """Add an owner to every block that these slots touch."""
+        first, stop = first_slot // PAGE_SLOTS, blocks_for(stop_slot)
+        assert (self._owners[first:stop] > 0).all(), "retained a block that nobody owns"
+        self._owners[first:stop] += 1
+
+    def release(self, first_slot: int, stop_slot: int) -> None:
+        """Remove an owner from every block that these slots touch."""
+        first, stop = first_slot // PAGE_SLOTS, blocks_for(stop_slot)
+        owners = self._owners[first:stop]
+        assert (owners > 0).all(), "released a block that nobody owns"
+        owners -= 1
+        self.free_blocks += int((owners == 0).sum())
+
+    def releasable(self, ranges: Sequence[tuple[int, int]]) -> int:
+        """Return how many blocks would be free if one owner of each slot range let go."""
+        held = np.zeros(self.num_blocks, dtype=np.int32)
+        for first_slot, stop_slot in ranges:
+            held[first_slot // PAGE_SLOTS : blocks_for(stop_slot)] += 1
+        return int(((held > 0) & (held == self._owners)).sum())
+
+    def owners(self) -> np.ndarray:
+        """Return a copy of the reference count per block, for integrity checks."""
+        return self._owners.copy()
+
+    def _own(self, run: Run) -> None:
+        blocks = slice(run.first_block, run.first_block + run.num_blocks)
+        self._owners[blocks] = 1
+        self._filled[blocks] = PAGE_SLOTS
+        self.free_blocks -= run.num_blocks
+
+    def _free_runs(self) -> list[Run]:
+        free = np.concatenate(([0], self._owners == 0, [0]))
+        edges = np.flatnonzero(np.diff(free))
+        return [Run(int(a), int(b - a)) for a, b in zip(edges[::2], edges[1::2], strict=True)]

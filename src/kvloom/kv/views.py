@@ -1,0 +1,219 @@
+"""Views: which stretches of the pool a step's rows read, and how the readers' stretches overlap.
+
+Knows: slots, positions, windows and shifts, as integers.
+Does not know: tensors, layers or attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+from kvloom.kv.doc import KVDoc
+from kvloom.kv.segment import SlotArrays
+
+Visibility = Literal["all", "causal", "mask"]
+MIN_SHARED_SLOTS = 32
+"""Shorter overlaps are read once per owner: a further piece costs more than it saves."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A stretch of pool slots as one document shows it, at neighbouring positions.
+
+    Attributes:
+        start: first slot in the pool.
+        stop: slot behind the last.
+        first_pos: position of the first slot now.
+        shift: position now minus the position the keys were rotated at.
+        arrays: per-slot arrays of the segment, with the slot they start at; None for plain slots.
+    """
+
+    start: int
+    stop: int
+    first_pos: int
+    shift: int
+    arrays: tuple[SlotArrays, int] | None = None
+
+    @property
+    def stop_pos(self) -> int:
+        """Position behind the last slot's."""
+        return self.first_pos + self.stop - self.start
+
+    def between(self, first_pos: int, stop_pos: int) -> View | None:
+        """Return the part at these positions; None if there is none."""
+        low, high = max(first_pos, self.first_pos), min(stop_pos, self.stop_pos)
+        if low >= high:
+            return None
+        start = self.start + low - self.first_pos
+        return replace(self, start=start, stop=start + high - low, first_pos=low)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A view together with the rows that read it.
+
+    Attributes:
+        view: what is read.
+        rows: half-open ranges of packed rows, ascending and disjoint.
+        visibility: `all` slots for every row, `causal` for a square of new rows, or by `mask`.
+    """
+
+    view: View
+    rows: tuple[tuple[int, int], ...]
+    visibility: Visibility
+
+
+@dataclass(frozen=True, slots=True)
+class RowRange:
+    """The rows of one document in a packed step.
+
+    Attributes:
+        start: first packed row.
+        stop: row behind the last.
+        low: lowest position.
+        high: highest position.
+        ascending: whether positions rise by one from row to row.
+    """
+
+    start: int
+    stop: int
+    low: int
+    high: int
+    ascending: bool
+
+
+def views_of(doc: KVDoc) -> list[View]:
+    """Return what a document shows, with neighbouring slots at neighbouring positions joined."""
+    views: list[View] = []
+    for span in doc.spans:
+        segment = span.segment
+        edge = span.start
+        for cut in (*span.hidden, None):
+            stop = span.stop if cut is None else cut.start
+            if edge < stop:
+                arrays = None if segment.arrays is None else (segment.arrays, segment.first_slot)
+                first_pos = segment.base + edge + span.shift
+                first = segment.first_slot + edge
+                view = View(first, segment.first_slot + stop, first_pos, span.shift, arrays)
+                _join(views, view)
+            edge = stop if cut is None else cut.stop
+    return views
+
+
+def _join(views: list[View], view: View) -> None:
+    if views:
+        last = views[-1]
+        if (last.stop, last.stop_pos, last.shift) == (view.start, view.first_pos, view.shift) and (
+            last.arrays is None and view.arrays is None
+        ):
+            views[-1] = replace(last, stop=view.stop)
+            return
+    views.append(view)
+
+
+def read(view: View, rows: RowRange, window: int | None) -> Iterator[Reading]:
+    """Yield the readings by which a document's rows see one view; nothing for an unseen one."""
+    span = ((rows.start, rows.stop),)
+    if view.arrays is not None:
+        yield Reading(view, span, "mask")
+        return
+    oldest = 0 if window is None else max(rows.low - window + 1, 0)
+    seen = view.between(oldest, rows.high + 1)
+    if seen is None:
+        return
+    if rows.ascending and rows.start + 1 < rows.stop:
+        # The newest row of a window sees least: what even it sees, all rows see.
+        seen_by_all = 0 if window is None else max(rows.high - window + 1, 0)
+        past, fresh = seen.between(seen_by_all, rows.low), seen.between(rows.low, rows.high + 1)
+        edge = seen.between(oldest, min(seen_by_all, rows.low))
+        if edge is not None:
+            yield Reading(edge, span, "mask")
+        if past is not None:
+            yield Reading(past, span, "all")
+        if fresh is not None:
+            square = fresh.stop - fresh.start == rows.stop - rows.start
+            whole = window is None or window > rows.high - rows.low
+            yield Reading(fresh, span, "causal" if square and whole else "mask")
+        return
+    all_seen = seen.stop_pos <= rows.low + 1 and (
+        window is None or seen.first_pos > rows.high - window
+    )
+    yield Reading(seen, span, "all" if all_seen else "mask")
+
+
+def share(readings: Iterable[Reading]) -> list[Reading]:
+    """Let readings of the same slots at the same shift become one, so that each is read once.
+
+    Source: BatchLLM (Zheng et al. 2024), section 5: prefix attention once for all its requests;
+    here for any overlap of slots, at any position of the documents.
+    """
+    singles: list[Reading] = []
+    by_shift: dict[int, list[Reading]] = {}
+    for reading in readings:
+        if reading.visibility == "all" and reading.view.arrays is None:
+            by_shift.setdefault(reading.view.shift, []).append(reading)
+        else:
+            singles.append(reading)
+    shared: list[Reading] = []
+    for group in by_shift.values():
+        group.sort(key=lambda reading: (reading.view.start, reading.view.stop))
+        for cluster in _overlapping(group):
+            shared += cluster if len(cluster) == 1 else _share_cluster(cluster)
+    return shared + singles
+
+
+def _overlapping(readings: Sequence[Reading]) -> Iterator[list[Reading]]:
+    cluster: list[Reading] = []
+    end = -1
+    for reading in readings:
+        if cluster and reading.view.start >= end:
+            yield cluster
+            cluster = []
+        cluster.append(reading)
+        end = max(end, reading.view.stop)
+    if cluster:
+        yield cluster
+
+
+def _share_cluster(cluster: list[Reading]) -> list[Reading]:
+    """Cut overlapping readings where owners join or leave; keep short overlaps apart."""
+    cuts = sorted({edge for r in cluster for edge in (r.view.start, r.view.stop)})
+    pieces: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
+    for reading in cluster:
+        view, rows = reading.view, reading.rows[0]
+        pending = view.start
+        for low, high in pairwise(cuts):
+            if low < view.start or high > view.stop:
+                continue
+            owners = sum(r.view.start <= low and high <= r.view.stop for r in cluster)
+            if owners > 1 and high - low >= MIN_SHARED_SLOTS:
+                if pending < low:
+                    pieces.setdefault((pending, low, rows[0]), []).append(rows)
+                pieces.setdefault((low, high, -1), []).append(rows)
+                pending = high
+        if pending < view.stop:
+            pieces.setdefault((pending, view.stop, rows[0]), []).append(rows)
+    origin = cluster[0].view
+    return [
+        Reading(
+            replace(
+                origin, start=start, stop=stop, first_pos=origin.first_pos + start - origin.start
+            ),
+            _join_ranges(rows),
+            "all",
+        )
+        for (start, stop, _), rows in pieces.items()
+    ]
+
+
+def _join_ranges(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((start, stop))
+    return tuple(joined)

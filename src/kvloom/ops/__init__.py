@@ -1,0 +1,1 @@
+"""Pure tensor functions: rotation and partial attention; no documents, no models."""
