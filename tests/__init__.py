@@ -1,0 +1,1 @@
+"""Tests of kvloom; one folder per room."""
