@@ -155,8 +155,25 @@ def damage_of(folder: Path) -> str | None:
     return None
 
 
+def known_digests(folder: Path) -> dict[str, str]:
+    """Return digests from a converted folder's manifest that still hold; none for other folders."""
+    try:
+        manifest = read_manifest(folder)
+    except ModelLoadError:
+        return {}
+    known = {}
+    for name, record in manifest.files.items():
+        path = folder / name
+        if path.exists() and (path.stat().st_size, path.stat().st_mtime_ns) == (
+            record.size,
+            record.mtime_ns,
+        ):
+            known[name] = record.sha256
+    return known
+
+
 def list_converted(cache_dir: Path | None = None) -> list[ConvertedModel]:
-    """Return the converted models in the cache folder, by name; leftovers of kills are not listed."""
+    """Return the converted models by name; leftovers of killed conversions are not listed."""
     root = _models_folder(cache_dir)
     folders = sorted(path for path in root.glob("*") if path.is_dir() and path.name[0] != ".")
     return [_describe(folder) for folder in folders]

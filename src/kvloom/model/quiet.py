@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from operator import length_hint
 from typing import Any
 
 from kvloom.model.digest import Progress
@@ -20,7 +21,9 @@ _UNHOOKED_BARS = ("transformers.modeling_gguf_pytorch_utils",)
 @contextmanager
 def quiet_transformers(progress: Progress | None, description: str) -> Iterator[None]:
     """Silence transformers below errors and report its bars as `description`; undone at the end."""
-    from transformers.utils import logging
+    from transformers.utils import logging as untyped_logging
+
+    logging: Any = untyped_logging
 
     def make_bar(*args: Any, **kwargs: Any) -> _Bar:
         return _Bar(progress, description, *args, **kwargs)
@@ -58,12 +61,10 @@ class _Bar:
         total: float | None = None,
         **_kwargs: Any,
     ) -> None:
-        self._iterable = iterable
+        self._iterable: Iterable[Any] = iterable if iterable is not None else ()
         self._progress = progress
         self._description = description
-        if total is None and hasattr(iterable, "__len__"):
-            total = len(iterable)
-        self.total = int(total or 0)
+        self.total = int(total if total is not None else length_hint(self._iterable))
         self.n = 0
 
     def update(self, n: float | None = 1) -> None:
@@ -72,7 +73,7 @@ class _Bar:
             self._progress(self._description, self.n, self.total)
 
     def __iter__(self) -> Iterator[Any]:
-        for element in self._iterable or ():
+        for element in self._iterable:
             yield element
             self.update()
 

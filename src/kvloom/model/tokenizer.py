@@ -6,6 +6,7 @@ Does not know: models, or how text is streamed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -77,7 +78,7 @@ class FastTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         added: dict[int, Any] = self._backend.get_added_tokens_decoder()
-        self._added_text = {token_id: token.content for token_id, token in added.items()}
+        self._added_text: dict[int, str] = {i: token.content for i, token in added.items()}
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         own_eos = {tokenizer.eos_token_id} - {None}
         self.eos_token_ids = frozenset(eos_token_ids) | frozenset(own_eos)
@@ -140,10 +141,9 @@ class FastTokenizer:
         token = self._backend.id_to_token(token_id) if token_id >= 0 else None
         return b"" if token is None else self._to_bytes(token)
 
-    def serialized(self) -> bytes:
-        """Return everything that decides how text becomes tokens, for the passport's digest."""
-        content: str = self._backend.to_str()
-        return content.encode()
+    def digest(self) -> str:
+        """Return the SHA-256 of everything that decides how text becomes tokens."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
     def _encode(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
         try:
