@@ -1,0 +1,166 @@
+"""What the server and its engine count, in Prometheus' format.
+
+Knows: the names and buckets of the metrics.
+Does not know: who asks, or how the engine counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kvloom.outputs import EngineStats, Usage
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+PER_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+REQUESTS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+TOKENS = (1, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
+CLIENT_GONE_STATUS = 499
+
+GAUGES = {
+    "running": "Sequences that run.",
+    "waiting": "Requests that wait.",
+    "pages_total": "Pages of the KV pool.",
+    "pages_free": "Pages of the KV pool that nobody owns.",
+    "page_bytes": "Bytes of a page.",
+    "kv_bytes_total": "Bytes of the KV pool.",
+    "kv_bytes_used": "Bytes of owned pages.",
+    "idle_documents": "Cached prefixes that no running request shows.",
+}
+COUNTERS = {
+    "prompt_tokens": "Tokens of all admitted prompts.",
+    "cached_tokens": "Prompt tokens whose KV was reused.",
+    "computed_tokens": "Prompt rows that were run.",
+    "generated_tokens": "Tokens that were sampled.",
+    "preemptions": "Sequences that lost their memory and were computed again.",
+    "steps": "Forward passes.",
+    "prefix_hits": "Admissions that reused at least one token.",
+    "prefix_queries": "Admissions that looked for reusable tokens.",
+}
+
+
+class EngineCollector(Collector):
+    """Reads the engine's counters when Prometheus asks for them."""
+
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+        self._stats = stats
+
+    def describe(self) -> list[Metric]:
+        """Return nothing, so that registering does not ask the engine."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the engine's gauges and counters."""
+        stats = self._stats()
+        for name, help_text in GAUGES.items():
+            yield GaugeMetricFamily(f"kvloom_{name}", help_text, value=getattr(stats, name))
+        for name, help_text in COUNTERS.items():
+            yield CounterMetricFamily(f"kvloom_{name}", help_text, value=getattr(stats, name))
+        finished = CounterMetricFamily(
+            "kvloom_requests_finished", "Requests by finish reason.", labels=["reason"]
+        )
+        for reason, count in stats.requests_finished.items():
+            finished.add_metric([reason], count)
+        yield finished
+
+
+class Metrics:
+    """The server's metrics in a registry of their own."""
+
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._stats = stats
+        registry.register(EngineCollector(stats))
+        ProcessCollector(registry=registry)
+        self.http_seconds = Histogram(
+            "kvloom_http_request_seconds",
+            "Seconds from a request's first byte to its reply's last, by route and status.",
+            ["method", "route", "status"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.http_active = Gauge(
+            "kvloom_http_requests_active", "HTTP requests under way.", registry=registry
+        )
+        self.disconnects = Counter(
+            "kvloom_client_disconnects",
+            "Requests whose client left before the end.",
+            registry=registry,
+        )
+        self.queue_length = Histogram(
+            "kvloom_queue_length",
+            "Requests that waited in the engine when a prompt was submitted.",
+            buckets=REQUESTS,
+            registry=registry,
+        )
+        self.first_token_seconds = Histogram(
+            "kvloom_time_to_first_token_seconds",
+            "Seconds from submission to the first generated token.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.per_token_seconds = Histogram(
+            "kvloom_time_per_output_token_seconds",
+            "Seconds per generated token after the first.",
+            buckets=PER_TOKEN_SECONDS,
+            registry=registry,
+        )
+        self.prompt_length = Histogram(
+            "kvloom_prompt_length_tokens", "Tokens per prompt.", buckets=TOKENS, registry=registry
+        )
+
+    def submitted(self) -> None:
+        """Count a prompt that goes to the engine now."""
+        self.queue_length.observe(self._stats().waiting)
+
+    def finished(self, usage: Usage) -> None:
+        """Count a prompt that was answered."""
+        self.prompt_length.observe(usage.prompt_tokens)
+        if usage.time_to_first_token_s is None:
+            return
+        self.first_token_seconds.observe(usage.time_to_first_token_s)
+        later_tokens = usage.completion_tokens - 1
+        if usage.total_s is not None and later_tokens > 0:
+            seconds = max(0.0, usage.total_s - usage.time_to_first_token_s)
+            self.per_token_seconds.observe(seconds / later_tokens)
+
+
+class MeasureRequests:
+    """ASGI middleware that times every request."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on and time it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 500
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        start = time.perf_counter()
+        self._metrics.http_active.inc()
+        try:
+            await self._app(scope, receive, send_and_note)
+        finally:
+            self._metrics.http_active.dec()
+            self._observe(scope, status, time.perf_counter() - start)
+
+    def _observe(self, scope: Scope, status: int, seconds: float) -> None:
+        # Only known routes and methods become labels: a scanner must not grow the registry.
+        route = getattr(scope.get("route"), "path", "unknown")
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self._metrics.http_seconds.labels(method, route, str(status)).observe(seconds)

@@ -1,0 +1,308 @@
+"""The bodies that clients send, as pydantic models.
+
+Knows: field names, types and which values contradict each other.
+Does not know: ranges of sampling values; `kvloom.params` checks those.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+
+from kvloom.params import MAX_LOGPROBS, SamplingParams
+from kvloom.serve import unsupported
+from kvloom.serve.unsupported import Harmless, refusal, without_harmless
+
+MAX_STOPS = 64
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _are_ids(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+def _prompts(value: Any) -> list[str | list[int]]:
+    if _is_text(value) or _are_ids(value):
+        return [value]
+    if isinstance(value, list) and value:
+        prompts: list[str | list[int]] = value
+        if all(map(_is_text, prompts)) or all(map(_are_ids, prompts)):
+            return prompts
+    raise refusal(
+        None,
+        "prompt must be a text, a list of texts, a list of token ids, or a list of such lists; "
+        "no list may be empty.",
+    )
+
+
+def _content(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value:
+        raise refusal(None, "A message's content must be a text or text parts.")
+    texts = []
+    for part in value:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text":
+            raise refusal(
+                None,
+                f"Content parts of type {kind!r} are not supported yet; send text parts only.",
+            )
+        if set(part) != {"type", "text"} or not _is_text(part["text"]):
+            raise refusal(None, "A text part holds `type` and `text`, nothing else.")
+        texts.append(part["text"])
+    return "\n".join(texts)
+
+
+def _texts(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _int_keys(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    if not all(str(key).isdecimal() and len(key) < 20 for key in value):
+        raise refusal(None, "logit_bias must map token ids to numbers.")
+    return {int(key): bias for key, bias in value.items()}
+
+
+Prompts = Annotated[
+    list[str | list[int]],
+    PlainValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+]
+Stops = Annotated[
+    list[str],
+    BeforeValidator(_texts, json_schema_input_type=str | list[str]),
+    Field(max_length=MAX_STOPS),
+]
+LogitBias = Annotated[
+    dict[int, float], BeforeValidator(_int_keys, json_schema_input_type=dict[str, float])
+]
+
+
+class Body(BaseModel):
+    """A JSON object without unknown fields, whose harmless unsupported fields are dropped."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+    harmless: ClassVar[Harmless] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_harmless(cls, fields: Any) -> Any:
+        return without_harmless(fields, cls.harmless)
+
+
+class StreamOptions(Body):
+    """What a stream reports beside its text."""
+
+    harmless: ClassVar[Harmless] = unsupported.STREAM_OPTIONS
+
+    include_usage: bool | None = None
+
+
+class SamplingBody(Body):
+    """The fields that completions and chats share; null means the default.
+
+    `user`, `metadata`, `safety_identifier` and `prompt_cache_key` are labels: they are accepted
+    and change nothing (equal prefixes are reused without being named).
+    """
+
+    model: str | None = None
+    frequency_penalty: float | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    logit_bias: LogitBias | None = None
+    max_tokens: int | None = None
+    metadata: dict[str, Any] | None = None
+    min_p: float | None = None
+    min_tokens: int | None = None
+    n: int | None = None
+    presence_penalty: float | None = None
+    prompt_cache_key: str | None = None
+    repetition_penalty: float | None = None
+    safety_identifier: str | None = None
+    seed: int | None = None
+    skip_special_tokens: bool | None = None
+    stop: Stops | None = None
+    stop_token_ids: list[int] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    user: str | None = None
+
+    sampling_fields: ClassVar[tuple[str, ...]] = (
+        "frequency_penalty",
+        "ignore_eos",
+        "include_stop_str_in_output",
+        "logit_bias",
+        "min_p",
+        "min_tokens",
+        "n",
+        "presence_penalty",
+        "repetition_penalty",
+        "seed",
+        "skip_special_tokens",
+        "stop",
+        "stop_token_ids",
+        "temperature",
+        "top_k",
+        "top_p",
+    )
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise refusal("stream_options", "stream_options needs stream to be true.")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def shared_sampling(self) -> dict[str, Any]:
+        """Return the sampling fields that are set, under the names of `SamplingParams`."""
+        fields = {name: getattr(self, name) for name in self.sampling_fields}
+        if fields["top_k"] == -1:  # how vLLM writes "all"
+            fields["top_k"] = 0
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+class CompletionBody(SamplingBody):
+    """Body of `POST /v1/completions`."""
+
+    harmless: ClassVar[Harmless] = unsupported.COMPLETION
+
+    prompt: Prompts
+    add_special_tokens: bool | None = None
+    best_of: int | None = None
+    echo: bool | None = None
+    logprobs: int | None = None
+
+    @model_validator(mode="after")
+    def _check_completion(self) -> Self:
+        if self.best_of is not None and self.best_of != (1 if self.n is None else self.n):
+            raise refusal("best_of", "best_of other than n is not supported yet; leave it out.")
+        if self.max_tokens == 0 and not self.echo:
+            raise refusal("max_tokens", "max_tokens may be 0 only with echo; ask for a token.")
+        return self
+
+    @property
+    def only_echo(self) -> bool:
+        """Whether the prompt alone is wanted back."""
+        return self.max_tokens == 0
+
+    def sampling_params(self) -> SamplingParams:
+        """Return the engine's parameters.
+
+        Raises:
+            RequestError: a value is out of range.
+        """
+        fields = self.shared_sampling()
+        if self.max_tokens is not None:
+            # The engine always draws a token; a request for the echo alone drops it.
+            fields["max_tokens"] = 1 if self.only_echo else self.max_tokens
+        if self.logprobs is not None:
+            fields["logprobs"] = self.logprobs
+            if self.echo:
+                fields["prompt_logprobs"] = self.logprobs
+        return SamplingParams(**fields)
+
+
+class ChatMessage(Body):
+    """One turn of a conversation; `developer` is another word for `system`."""
+
+    harmless: ClassVar[Harmless] = unsupported.MESSAGE
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[
+        str, PlainValidator(_content, json_schema_input_type=str | list[dict[str, str]])
+    ]
+    name: str | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        """Return the message as chat templates know it."""
+        role = "system" if self.role == "developer" else self.role
+        message = {"role": role, "content": self.content}
+        return message if self.name is None else message | {"name": self.name}
+
+
+class ChatBody(SamplingBody):
+    """Body of `POST /v1/chat/completions`."""
+
+    harmless: ClassVar[Harmless] = unsupported.CHAT
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    logprobs: bool | None = None
+    max_completion_tokens: int | None = None
+    top_logprobs: int | None = None
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> Self:
+        if self.top_logprobs is not None:
+            if not self.logprobs:
+                raise refusal("top_logprobs", "top_logprobs needs logprobs to be true.")
+            if not 0 <= self.top_logprobs <= MAX_LOGPROBS:
+                raise refusal("top_logprobs", f"top_logprobs must be from 0 to {MAX_LOGPROBS}.")
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise refusal(
+                "max_completion_tokens",
+                "max_tokens and max_completion_tokens are the same limit and differ; send one.",
+            )
+        return self
+
+    def template_messages(self) -> list[dict[str, Any]]:
+        """Return the conversation as chat templates know it."""
+        return [message.for_template() for message in self.messages]
+
+    def sampling_params(self) -> SamplingParams:
+        """Return the engine's parameters; without a limit, generation may fill the context.
+
+        Raises:
+            RequestError: a value is out of range.
+        """
+        fields = self.shared_sampling()
+        limit = (
+            self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        )
+        fields["max_tokens"] = limit
+        if self.logprobs:
+            fields["logprobs"] = self.top_logprobs or 0
+        return SamplingParams(**fields)
+
+
+class TokenizeBody(Body):
+    """Body of `POST /tokenize`: a prompt or a conversation."""
+
+    harmless: ClassVar[Harmless] = unsupported.TOKENIZE
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_one_source(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise refusal("prompt", "Send either prompt or messages.")
+        if self.messages is not None and self.add_special_tokens:
+            raise refusal(
+                "add_special_tokens",
+                "add_special_tokens goes with prompt; a chat template brings its own.",
+            )
+        return self
+
+
+class DetokenizeBody(Body):
+    """Body of `POST /detokenize`."""
+
+    model: str | None = None
+    tokens: list[int]

@@ -1,0 +1,99 @@
+"""What Prometheus reads."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
+
+from kvloom.outputs import EngineStats, Usage
+from kvloom.serve.metrics import COUNTERS, GAUGES, Metrics
+
+from .raw_client import RawClient
+from .running import RunningServer, eventually
+
+
+def samples(server: RunningServer) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Return the samples as Prometheus' own parser reads them."""
+    text = server.get("/metrics").text
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_every_counter_of_the_engine_is_exported() -> None:
+    names = {field.name for field in fields(EngineStats)} - {"requests_finished"}
+    assert set(GAUGES) | set(COUNTERS) == names
+    stats = EngineStats(**{name: number for number, name in enumerate(sorted(names), 5)})
+    registry = Metrics(lambda: stats).registry
+    for name in names:
+        suffix = "_total" if name in COUNTERS else ""
+        assert registry.get_sample_value(f"kvloom_{name}{suffix}") == getattr(stats, name)
+
+
+def test_requests_and_their_reasons_are_counted(server: RunningServer) -> None:
+    for _ in range(3):
+        server.post("/v1/completions", {"prompt": "abc"})
+    server.post("/v1/completions", {"prompt": "abc", "stream": True})
+    server.post("/v1/completions", {"prompt": ""})
+    server.post("/v1/completions", {"prompt": []})
+    got = samples(server)
+    none: frozenset[tuple[str, str]] = frozenset()
+    assert got["kvloom_requests_finished_total", frozenset({("reason", "stop")})] == 5
+    assert got["kvloom_generated_tokens_total", none] == 4 * 4 + 1
+    assert got["kvloom_pages_free", none] == 1000
+    assert got["kvloom_time_to_first_token_seconds_count", none] == 5
+    assert got["kvloom_time_per_output_token_seconds_count", none] == 4
+    assert got["kvloom_prompt_length_tokens_sum", none] == 4 * 4 + 1
+    assert got["kvloom_queue_length_count", none] == 5
+    route = {("method", "POST"), ("route", "/v1/completions")}
+    good = frozenset(route | {("status", "200")})
+    bad = frozenset(route | {("status", "400")})
+    assert got["kvloom_http_request_seconds_count", good] == 5
+    assert got["kvloom_http_request_seconds_count", bad] == 1
+    assert got["process_resident_memory_bytes", none] > 2**20
+
+
+def test_strange_routes_and_methods_share_one_label(server: RunningServer) -> None:
+    for number in range(5):
+        server.get(f"/scan/{number}")
+    labels = {("method", "GET"), ("route", "unknown"), ("status", "404")}
+    assert samples(server)["kvloom_http_request_seconds_count", frozenset(labels)] == 5
+
+
+def test_requests_under_way_are_shown(server: RunningServer) -> None:
+    server.llm.hold_after = 1
+    active = ("kvloom_http_requests_active", frozenset[tuple[str, str]]())
+    with RawClient(server.port, "/v1/completions", {"prompt": "abc", "stream": True}) as client:
+        client.read_until(b"data: ")
+        assert samples(server)[active] == 2  # the stream, and the request for the metrics
+    eventually(lambda: samples(server)[active] == 1)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        Usage(5, 0, 0, 5),
+        Usage(5, 1, 0, 5, time_to_first_token_s=0.1, total_s=0.1),
+        Usage(5, 3, 0, 5, time_to_first_token_s=0.3, total_s=0.2),
+    ],
+)
+def test_receipts_without_a_span_of_time_are_fine(usage: Usage) -> None:
+    metrics = Metrics(EngineStats)
+    metrics.finished(usage)
+    registry = metrics.registry
+    firsts = registry.get_sample_value("kvloom_time_to_first_token_seconds_count")
+    assert firsts == (usage.completion_tokens > 0)
+    assert registry.get_sample_value("kvloom_time_per_output_token_seconds_sum") == 0
+    assert registry.get_sample_value("kvloom_prompt_length_tokens_count") == 1
+
+
+def test_servers_share_no_registry() -> None:
+    first, second = Metrics(EngineStats), Metrics(EngineStats)
+    first.disconnects.inc()
+    assert second.registry.get_sample_value("kvloom_client_disconnects_total") == 0
+    assert REGISTRY.get_sample_value("kvloom_client_disconnects_total") is None
