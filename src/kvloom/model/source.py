@@ -57,10 +57,14 @@ def resolve_source(model: str) -> ModelSource:
         raise ModelLoadError(
             f"{model!r} names no model; use `default`, a folder, a .gguf file or a hub id."
         )
-    path = Path(model).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(model).expanduser()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelLoadError(f"{model!r} is no usable path: {error}.") from error
+    if is_folder:
         return _from_folder(path.resolve())
-    if path.is_file():
+    if is_file:
         return _from_file(path.resolve())
     suffix = path.suffix.lower()
     if suffix in PICKLE_SUFFIXES:

@@ -56,6 +56,7 @@ class FastTokenizer:
 
     As in transformers, the spelling of a special token inside a text becomes that token, and a
     SentencePiece tokenizer that puts a space before a text puts it into its first token's bytes.
+    Bytes that a vocabulary lacks are lost (SmolLM2's lacks a few control characters).
 
     Args:
         tokenizer: a fast tokenizer of transformers.
@@ -105,8 +106,6 @@ class FastTokenizer:
         Raises:
             RequestError: the model has no chat template, or it does not take these messages.
         """
-        from jinja2 import TemplateError
-
         _check_messages(messages)
         if not self._tokenizer.chat_template:
             raise RequestError(
@@ -118,7 +117,7 @@ class FastTokenizer:
             text: str = self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
             )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except Exception as error:  # a template is a program and fails in its own ways
             raise RequestError(
                 f"the model's chat template does not take these messages: {error}", param="messages"
             ) from error
