@@ -13,7 +13,8 @@ from kvloom.version import __version__
 if TYPE_CHECKING:
     from kvloom.config import EngineConfig
     from kvloom.engine.aio import AsyncLLM
-    from kvloom.engine.llm import LLM, Document
+    from kvloom.engine.document import Document
+    from kvloom.engine.llm import LLM
     from kvloom.errors import (
         CapacityError,
         KvloomError,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "LLM": "kvloom.engine.llm",
-    "Document": "kvloom.engine.llm",
+    "Document": "kvloom.engine.document",
     "AsyncLLM": "kvloom.engine.aio",
     "EngineConfig": "kvloom.config",
     "SamplingParams": "kvloom.params",

@@ -87,6 +87,8 @@ class KVDoc:
         pool: where the slots come from.
         root: lineage of the empty document.
         start_pos: position of the first token.
+        expected_length: tokens it will probably grow to; its tail takes room for them in one run
+            while the pool is less than half full.
         version: the present state; earlier ones stay valid data but own nothing.
     """
 
@@ -96,6 +98,7 @@ class KVDoc:
         self.pool = pool
         self.root = root
         self.start_pos = start_pos
+        self.expected_length = 0
         spans = tuple(spans)
         self.version = DocVersion(0, spans, sum(span.length for span in spans))
         self._tail: Segment | None = None
@@ -123,12 +126,8 @@ class KVDoc:
         room = self._tail.room if self._tail is not None else 0
         return blocks_for(max(num_tokens - room, 0))
 
-    def append(self, tokens: Sequence[int], reserve: int = 0) -> np.ndarray:
+    def append(self, tokens: Sequence[int]) -> np.ndarray:
         """Add tokens whose KV is about to be written; return their slots in the pool, int64.
-
-        Args:
-            tokens: token ids.
-            reserve: slots to take behind them as well where they are free, to grow in one run.
 
         Raises:
             CapacityError: the pool has too few free blocks; the document is unchanged.
@@ -139,7 +138,7 @@ class KVDoc:
         done = 0
         try:
             while done < len(tokens):
-                tail = self._tail_with_room(len(tokens) - done, reserve)
+                tail = self._tail_with_room(len(tokens) - done)
                 part = tokens[done : done + tail.room]
                 first = tail.append(part)
                 slots.append(np.arange(first, first + len(part), dtype=np.int64))
@@ -265,18 +264,21 @@ class KVDoc:
                 actual = actual.alter(recipe, segment.lineage_at(span.stop))
             yield span, taint, actual
 
-    def _tail_with_room(self, num_tokens: int, reserve: int) -> Segment:
+    def _tail_with_room(self, num_tokens: int) -> Segment:
         tail = self._tail
         if tail is not None:
-            if tail.room or tail.grow(blocks_for(num_tokens + reserve)):
+            if tail.room or tail.grow(blocks_for(num_tokens)):
                 return tail
             self.close_tail()
-        self._tail = self._open_tail(num_tokens, reserve)
+        self._tail = self._open_tail(num_tokens)
         return self._tail
 
-    def _open_tail(self, num_tokens: int, reserve: int) -> Segment:
+    def _open_tail(self, num_tokens: int) -> Segment:
         """Open a segment behind the last span where that is free, so that both read as one run."""
         lineage, base = self.lineage(), self.start_pos + self.length
+        wanted = max(num_tokens, self.expected_length - self.length)
+        if blocks_for(wanted) > self.pool.free_blocks // 2:
+            wanted = num_tokens
         if self.spans:
             end = self.spans[-1].pool_slots[1]
             rest = self.pool.claim_rest(end)
@@ -284,20 +286,13 @@ class KVDoc:
                 rest = self.pool.extend(end // PAGE_SLOTS, blocks_for(num_tokens)) * PAGE_SLOTS
             if rest:
                 tail = Segment(self.pool, end, rest, base=base, origin=lineage)
-                if num_tokens + reserve > rest:
-                    tail.grow(blocks_for(num_tokens + reserve - rest))
+                if wanted > rest:
+                    tail.grow(blocks_for(wanted - rest))
                 return tail
-        wanted = blocks_for(num_tokens + reserve)
-        if wanted > self.pool.free_blocks:
-            wanted = blocks_for(num_tokens)
-        runs = self.pool.allocate(wanted)
-        for run in runs[1:]:
-            # Only the first run is opened now; the next append takes what it needs.
-            first = run.first_block * PAGE_SLOTS
-            self.pool.release(first, first + run.num_blocks * PAGE_SLOTS)
-        first_slot = runs[0].first_block * PAGE_SLOTS
-        capacity = runs[0].num_blocks * PAGE_SLOTS
-        return Segment(self.pool, first_slot, capacity, base=base, origin=lineage)
+        # Where the pool has no such run, the largest is filled first; the next call takes another.
+        run = self.pool.allocate(blocks_for(wanted))
+        first, capacity = run.first_block * PAGE_SLOTS, run.num_blocks * PAGE_SLOTS
+        return Segment(self.pool, first, capacity, base=base, origin=lineage)
 
     def _show(self, tail: Segment, num_tokens: int) -> None:
         last = self.spans[-1] if self.spans else None

@@ -99,11 +99,11 @@ class Pool:
         """Pages that nobody owns."""
         return self.free_blocks * self.pages_per_block
 
-    def allocate(self, num_blocks: int) -> list[Run]:
-        """Take blocks, as one run where one is free, else as the fewest runs at hand.
+    def allocate(self, num_blocks: int) -> Run:
+        """Take one run of blocks: the first of that length, else the longest there is.
 
         Raises:
-            CapacityError: fewer blocks are free; nothing was taken.
+            CapacityError: fewer blocks are free in all; nothing was taken.
         """
         if num_blocks > self.free_blocks:
             raise CapacityError(
@@ -111,21 +111,11 @@ class Pool:
                 f"{self.num_blocks} are free; end other requests or raise kv_memory."
             )
         free = self._free_runs()
-        whole = [run for run in free if run.num_blocks >= num_blocks]
-        if whole:
-            taken = [Run(whole[0].first_block, num_blocks)]
-        else:
-            taken = []
-            missing = num_blocks
-            for run in sorted(free, key=lambda run: -run.num_blocks):
-                part = min(run.num_blocks, missing)
-                taken.append(Run(run.first_block, part))
-                missing -= part
-                if missing == 0:
-                    break
-        for run in taken:
-            self._own(run)
-        return taken
+        longest = max(free, key=lambda run: run.num_blocks)
+        found = next((run for run in free if run.num_blocks >= num_blocks), longest)
+        run = Run(found.first_block, min(num_blocks, found.num_blocks))
+        self._own(run)
+        return run
 
     def extend(self, block: int, num_blocks: int) -> int:
         """Take up to `num_blocks` free blocks that start at `block`; return how many."""
@@ -168,13 +158,6 @@ class Pool:
         assert (owners > 0).all(), "released a block that nobody owns"
         owners -= 1
         self.free_blocks += int((owners == 0).sum())
-
-    def releasable(self, ranges: Sequence[tuple[int, int]]) -> int:
-        """Return how many blocks would be free if one owner of each slot range let go."""
-        held = np.zeros(self.num_blocks, dtype=np.int32)
-        for first_slot, stop_slot in ranges:
-            held[first_slot // PAGE_SLOTS : blocks_for(stop_slot)] += 1
-        return int(((held > 0) & (held == self._owners)).sum())
 
     def owners(self) -> np.ndarray:
         """Return a copy of the reference count per block, for integrity checks."""

@@ -1,0 +1,181 @@
+"""`AsyncLLM`: the engine for asyncio; one thread runs it, any number of tasks wait for it.
+
+Knows: event loops, and how a cancelled task ends its request.
+Does not know: how requests are run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeVar, Unpack
+
+from kvloom.engine.assembly import Assembly, Settings, assemble
+from kvloom.engine.collect import Collector
+from kvloom.engine.engine import Engine
+from kvloom.engine.loop import EngineLoop, Mailbox
+from kvloom.engine.prompts import Messages, Prompt, as_chats, as_params, as_prompts, tokenize
+from kvloom.engine.request import Computed, Event, Failed
+from kvloom.outputs import EngineStats, RequestOutput, StreamChunk
+from kvloom.params import SamplingParams
+
+T = TypeVar("T")
+
+
+class AsyncLLM:
+    """A model that answers prompts, for asyncio; takes and offers what `LLM` does.
+
+    Attributes:
+        model_path: folder with the weights; plain transformers loads it as well.
+        tokenizer: the model's own.
+        spec: what the probe found out about the model.
+        passport: digests and formats that every cached token depends on.
+        config: settings of the engine.
+    """
+
+    def __init__(self, model: str = "default", **settings: Unpack[Settings]) -> None:
+        self._start(assemble(model, settings))
+
+    def _start(self, assembly: Assembly) -> None:
+        self.model_path = assembly.model_path
+        self.tokenizer = assembly.tokenizer
+        self.spec = assembly.spec
+        self.passport = assembly.passport
+        self.config = assembly.config
+        self._post = _PostOffice()
+        self._loop = EngineLoop(assembly.engine, self._post.flush)
+        self._stop = weakref.finalize(self, self._loop.stop)
+
+    async def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete one or many prompts; the results keep their order.
+
+        Raises:
+            RequestError: a prompt or its parameters are wrong.
+            CapacityError: too many requests wait, or a prompt cannot be held.
+        """
+        asked = as_prompts(prompts)
+        return await self._run([tokenize(self.tokenizer, p) for p in asked], params)
+
+    async def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one or many chats."""
+        chats = [self.tokenizer.render_chat(chat) for chat in as_chats(messages)]
+        encode = self.tokenizer.encode
+        return await self._run([(t, encode(t, add_special_tokens=False)) for t in chats], params)
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None
+    ) -> AsyncIterator[StreamChunk]:
+        """Yield what every step adds; closing the iterator or cancelling its task cancels it.
+
+        Raises:
+            RequestError: the prompt or its parameters are wrong; raised at the first chunk.
+            CapacityError: too many requests wait, or the prompt cannot be held.
+        """
+        return self._stream(tokenize(self.tokenizer, prompt)[1], params or SamplingParams())
+
+    def stream_chat(
+        self, messages: Messages, params: SamplingParams | None = None
+    ) -> AsyncIterator[StreamChunk]:
+        """Yield what every step adds to the answer to a chat."""
+        return self._stream(self.tokenizer.chat_tokens(messages), params or SamplingParams())
+
+    async def stats(self) -> EngineStats:
+        """Return counters and gauges since the start."""
+        return await self._call(lambda engine: engine.stats())
+
+    async def close(self) -> None:
+        """End everything; unfinished requests fail."""
+        await asyncio.to_thread(self._stop)
+
+    async def _stream(
+        self, tokens: list[int], params: SamplingParams
+    ) -> AsyncIterator[StreamChunk]:
+        inbox: asyncio.Queue[Event] = asyncio.Queue()
+        mailbox = self._post.mailbox(inbox)
+        submitted = self._loop.submit(lambda engine: engine.submit(tokens, params), mailbox)
+        try:
+            request_id = await asyncio.wrap_future(submitted)
+        except asyncio.CancelledError:
+            submitted.add_done_callback(lambda done: self._cancel_late(done.result()))
+            raise
+        try:
+            while True:
+                event = await inbox.get()
+                if isinstance(event, Failed):
+                    raise event.error
+                assert not isinstance(event, Computed)
+                yield event
+                if event.usage is not None:
+                    return
+        finally:
+            self._loop.cancel(request_id)
+
+    def _cancel_late(self, request_id: str) -> None:
+        self._loop.cancel(request_id)
+
+    async def _run(
+        self,
+        asked: Sequence[tuple[str | None, list[int]]],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+    ) -> list[RequestOutput]:
+        chosen = as_params(params, len(asked))
+
+        async def one(text: str | None, tokens: list[int], wanted: SamplingParams) -> RequestOutput:
+            logprobs_wanted = wanted.logprobs is not None
+            collector = Collector(text, tokens, logprobs_wanted=logprobs_wanted)
+            async for chunk in self._stream(tokens, wanted):
+                collector.feed(chunk)
+            return collector.output()
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(one(text, tokens, wanted))
+                for (text, tokens), wanted in zip(asked, chosen, strict=True)
+            ]
+        return [task.result() for task in tasks]
+
+    async def _call(self, task: Callable[[Engine], T]) -> T:
+        return await asyncio.wrap_future(self._loop.call(task))
+
+
+class _PostOffice:
+    """Carries a step's events to their event loops with one wake-up per loop."""
+
+    def __init__(self) -> None:
+        self._bags: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[Event], Event]]] = {}
+        self._lock = threading.Lock()
+
+    def mailbox(self, inbox: asyncio.Queue[Event]) -> Mailbox:
+        """Return where the engine's thread leaves events for an inbox of the running loop."""
+        loop = asyncio.get_running_loop()
+
+        def leave(event: Event) -> None:
+            with self._lock:
+                self._bags.setdefault(loop, []).append((inbox, event))
+
+        return leave
+
+    def flush(self) -> None:
+        """Hand every loop what was left for it; a closed loop gets nothing."""
+        with self._lock:
+            bags, self._bags = self._bags, {}
+        for loop, bag in bags.items():
+            try:
+                loop.call_soon_threadsafe(_deliver, bag)
+            except RuntimeError:
+                continue  # the loop is closed, and with it everybody who waited
+
+
+def _deliver(bag: list[tuple[asyncio.Queue[Event], Event]]) -> None:
+    for inbox, event in bag:
+        inbox.put_nowait(event)

@@ -1,0 +1,152 @@
+"""Assembly: from a model's name and settings to an engine that runs it.
+
+Knows: the order of load, probe, passport, pool and engine.
+Does not know: how requests reach the engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import psutil
+import torch
+
+from kvloom.config import DType, EngineConfig, parse_bytes
+from kvloom.decode.detokenize import TextDecoder
+from kvloom.engine.engine import Engine
+from kvloom.errors import RequestError
+from kvloom.model.digest import Progress
+from kvloom.model.load import load_model
+from kvloom.model.passport import Formats, Passport, make_passport
+from kvloom.model.probe import probe
+from kvloom.model.seam import SeamRunner
+from kvloom.model.source import resolve_source
+from kvloom.model.tokenizer import TextTokenizer
+from kvloom.types import ModelSpec
+
+
+class Settings(TypedDict, total=False):
+    """Keyword arguments of `LLM` and `AsyncLLM`.
+
+    Attributes:
+        dtype: of weights and activations; `auto` takes what the weights are stored in.
+        kv_memory: bytes of KV, as a number or a text such as `"2GiB"` (the default).
+        max_model_len: tokens a document may grow to; None takes the model's own limit.
+        enable_prefix_caching: reuse the KV of equal token prefixes; on by default.
+        step_tokens: rows one forward pass runs at most.
+        max_running: sequences that run at once.
+        max_waiting: requests that may wait.
+        threads: CPU threads of torch; None leaves torch's own choice.
+        trust_remote_code: run Python code that comes with the model; off by default.
+        cache_dir: folder for conversions; None takes the user's cache folder.
+        progress: is told about everything long, as (description, done, total).
+    """
+
+    dtype: DType
+    kv_memory: int | str
+    max_model_len: int | None
+    enable_prefix_caching: bool
+    step_tokens: int
+    max_running: int
+    max_waiting: int
+    threads: int | None
+    trust_remote_code: bool
+    cache_dir: Path | None
+    progress: Progress | None
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A model with its engine, ready to run.
+
+    Attributes:
+        engine: runs requests.
+        runner: runs rows.
+        tokenizer: the model's own.
+        model_path: folder that plain transformers loads as well.
+        spec: what the probe found.
+        passport: digests and formats; its fingerprint starts every lineage.
+        config: settings of the engine.
+    """
+
+    engine: Engine
+    runner: SeamRunner
+    tokenizer: TextTokenizer
+    model_path: Path
+    spec: ModelSpec
+    passport: Passport
+    config: EngineConfig
+
+
+def assemble(model: str, settings: Settings) -> Assembly:
+    """Load a model and build its engine.
+
+    Raises:
+        RequestError: a setting is out of range.
+        ModelLoadError: the model's files are missing, damaged or refused.
+        UnsupportedModelError: the probe could not reproduce the model's numbers.
+        CapacityError: the KV memory holds nothing.
+    """
+    config = engine_config(settings)
+    set_threads(settings.get("threads"))
+    cache_dir, progress = settings.get("cache_dir"), settings.get("progress")
+    loaded = load_model(
+        resolve_source(model),
+        dtype=settings.get("dtype", "auto"),
+        cache_dir=cache_dir,
+        trust_remote_code=settings.get("trust_remote_code", False),
+        progress=progress,
+    )
+    runner = probe(loaded.model, max_positions=loaded.max_positions)
+    name = str(loaded.dtype).removeprefix("torch.")
+    passport = make_passport(loaded.digests, runner.spec.layers, Formats(name, name, name))
+    decoder = TextDecoder.probe(loaded.tokenizer)
+    engine = Engine(runner, decoder, config, passport.fingerprint, loaded.dtype)
+    return Assembly(
+        engine=engine,
+        runner=runner,
+        tokenizer=loaded.tokenizer,
+        model_path=loaded.path,
+        spec=runner.spec,
+        passport=passport,
+        config=config,
+    )
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """Return the engine's part of the settings.
+
+    Raises:
+        RequestError: a setting is out of range.
+    """
+    kv_memory_bytes = parse_bytes(settings.get("kv_memory", "2GiB"))
+    total = psutil.virtual_memory().total
+    if kv_memory_bytes > total:
+        raise RequestError(
+            f"kv_memory is {kv_memory_bytes} bytes, more than the {total} bytes of this machine; "
+            "lower it.",
+            param="kv_memory",
+        )
+    return EngineConfig(
+        kv_memory_bytes=kv_memory_bytes,
+        max_model_len=settings.get("max_model_len"),
+        step_tokens=settings.get("step_tokens", 512),
+        max_running=settings.get("max_running", 64),
+        max_waiting=settings.get("max_waiting", 1024),
+        enable_prefix_caching=settings.get("enable_prefix_caching", True),
+    )
+
+
+def set_threads(threads: int | None) -> None:
+    """Let torch use so many CPU threads; this holds for the whole process.
+
+    Raises:
+        RequestError: the number is not positive.
+    """
+    if threads is None:
+        return
+    if threads < 1:
+        raise RequestError(f"threads is {threads}; it must be at least 1.", param="threads")
+    torch.set_num_threads(threads)

@@ -1,0 +1,188 @@
+"""`Document`: a text whose KV is kept, grown, cut, forked and asked.
+
+Knows: the document's tokens, and the KV that is kept of them.
+Does not know: how KV is computed. KV that was forgotten for lack of room is computed again.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Literal, TypeVar, overload
+
+from kvloom.engine.collect import Collector
+from kvloom.engine.engine import Engine
+from kvloom.engine.request import Computed, Event, Failed
+from kvloom.errors import RequestError
+from kvloom.kv.doc import KVDoc
+from kvloom.kv.edit import Truncate
+from kvloom.outputs import Provenance, RequestOutput, StreamChunk
+from kvloom.params import SamplingParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kvloom.engine.llm import LLM
+
+T = TypeVar("T")
+
+
+class Document:
+    """A text and its KV; made by `LLM.document`.
+
+    Text is tokenised piece by piece: what is appended never merges with the tokens before it.
+    """
+
+    def __init__(self, llm: LLM, tokens: list[int] | None = None, kv: KVDoc | None = None) -> None:
+        self._llm = llm
+        self._tokens = list(tokens or ())
+        self._own(kv if kv is not None else self._call(lambda engine: engine.new_document()))
+
+    @property
+    def tokens(self) -> list[int]:
+        """Token ids of the whole text."""
+        return list(self._tokens)
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return self._llm.tokenizer.decode(self._tokens, skip_special_tokens=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the blocks that hold the document's KV now."""
+        return self._call(lambda _: self._kv.nbytes)
+
+    @property
+    def provenance(self) -> Provenance:
+        """Return tokens by state; `forgotten` ones are computed again when they are needed."""
+        known = self._call(lambda _: self._kv.provenance())
+        forgotten = len(self._tokens) - self._kv.length
+        if forgotten == 0:
+            return known
+        return Provenance({**known.tokens, "forgotten": forgotten}, known.nbytes)
+
+    def append(self, text: str) -> None:
+        """Add text at the end and compute its KV.
+
+        Raises:
+            RequestError: the document would outgrow the model's context or the KV memory.
+        """
+        self.append_tokens(self._llm.tokenizer.encode(text, add_special_tokens=False))
+
+    def append_tokens(self, tokens: list[int]) -> None:
+        """Add tokens at the end and compute their KV."""
+        if not tokens:
+            return
+        grown = [*self._tokens, *tokens]
+        computed = self._compute(grown)
+        self._tokens = grown
+        self._finalizer()
+        self._own(computed.doc)
+
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens.
+
+        Raises:
+            RequestError: the document is not that long.
+        """
+        if not 0 <= length <= len(self._tokens):
+            raise RequestError(
+                f"The document has {len(self._tokens)} tokens and cannot be cut to {length}; give "
+                f"a length from 0 to {len(self._tokens)}.",
+                param="length",
+            )
+
+        def cut(_: Engine) -> None:
+            plan = self._kv.apply(Truncate(min(length, self._kv.length)))
+            self._kv.truncate(plan.keep)
+
+        self._call(cut)
+        del self._tokens[length:]
+
+    def fork(self) -> Document:
+        """Return a second document with the same text; both share the KV they have in common."""
+        return Document(self._llm, self._tokens, self._call(lambda _: self._kv.fork()))
+
+    def generate(self, question: str = "", params: SamplingParams | None = None) -> RequestOutput:
+        """Complete the document followed by a question; the document stays as it is."""
+        params = params or SamplingParams()
+        tokens = self._with(question)
+        wanted = params.logprobs is not None
+        collector = Collector(None, tokens, logprobs_wanted=wanted)
+        for chunk in self._llm.stream_tokens(tokens, params, self._kv):
+            collector.feed(chunk)
+        return collector.output()
+
+    def stream(
+        self, question: str = "", params: SamplingParams | None = None
+    ) -> Iterator[StreamChunk]:
+        """Yield the completion of the document followed by a question, step by step."""
+        return self._llm.stream_tokens(self._with(question), params, self._kv)
+
+    @overload
+    def score(self, text: str, *, return_logits: Literal[False] = False) -> list[float]: ...
+    @overload
+    def score(self, text: str, *, return_logits: Literal[True]) -> tuple[list[float], Tensor]: ...
+    def score(
+        self, text: str, *, return_logits: bool = False
+    ) -> list[float] | tuple[list[float], Tensor]:
+        """Return the log-probability of each token of a text behind the document.
+
+        Args:
+            text: what may follow; the document stays as it is.
+            return_logits: give the fp32 logits (tokens, v) they were read from as well.
+
+        Raises:
+            RequestError: the document is empty, or the text does not fit behind it.
+        """
+        if not self._tokens:
+            raise RequestError("An empty document predicts nothing; append text first.")
+        targets = self._llm.tokenizer.encode(text, add_special_tokens=False)
+        if not targets:
+            raise RequestError("There is no text to score; give at least one token.", param="text")
+        computed = self._compute(
+            [*self._tokens, *targets], score_from=len(self._tokens) - 1, keep_logits=return_logits
+        )
+        self._call(lambda engine: engine.release(computed.doc))
+        scores = zip(targets, computed.scores, strict=True)
+        logprobs = [found[token].logprob for token, found in scores]
+        if not return_logits:
+            return logprobs
+        assert computed.logits is not None
+        return logprobs, computed.logits
+
+    def close(self) -> None:
+        """Let go of the KV; it may still answer for equal prefixes while there is room."""
+        self._finalizer()
+
+    def _with(self, question: str) -> list[int]:
+        return [*self._tokens, *self._llm.tokenizer.encode(question, add_special_tokens=False)]
+
+    def _own(self, kv: KVDoc) -> None:
+        self._kv = kv
+        self._call(lambda engine: engine.hold(kv))
+        # A garbage collector may run on the engine's own thread: it only leaves a note there.
+        engine = self._call(lambda engine: engine)
+        self._finalizer = weakref.finalize(self, engine.abandon, kv)
+
+    def _compute(
+        self, tokens: list[int], *, score_from: int | None = None, keep_logits: bool = False
+    ) -> Computed:
+        inbox: SimpleQueue[Event] = SimpleQueue()
+
+        def submit(engine: Engine) -> str:
+            return engine.submit(
+                tokens, None, base=self._kv, score_from=score_from, keep_logits=keep_logits
+            )
+
+        self._llm.loop.submit(submit, inbox.put).result()
+        event = inbox.get()
+        if isinstance(event, Failed):
+            raise event.error
+        assert isinstance(event, Computed)
+        return event
+
+    def _call(self, task: Callable[[Engine], T]) -> T:
+        return self._llm.loop.call(task).result()

@@ -1,0 +1,223 @@
+"""`LLM`: the engine as plain Python objects; safe to use from several threads.
+
+Knows: prompts, parameters, and how to wait for a request.
+Does not know: how requests are run; a loop on another thread does that.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from kvloom.engine.assembly import Settings, assemble
+from kvloom.engine.collect import Collector
+from kvloom.engine.document import Document
+from kvloom.engine.loop import EngineLoop
+from kvloom.engine.prompts import Messages, Prompt, as_chats, as_params, as_prompts, tokenize
+from kvloom.engine.request import Computed, Event, Failed
+from kvloom.errors import CapacityError
+from kvloom.kv.doc import KVDoc
+from kvloom.outputs import EngineStats, RequestOutput, StreamChunk
+from kvloom.params import SamplingParams
+
+
+class LLM:
+    """A model that answers prompts and keeps what it has read.
+
+    Attributes:
+        model_path: folder with the weights; plain transformers loads it as well.
+        tokenizer: the model's own.
+        spec: what the probe found out about the model.
+        passport: digests and formats that every cached token depends on.
+        config: settings of the engine.
+
+    Raises:
+        RequestError: a setting is out of range.
+        ModelLoadError: the model's files are missing, damaged or refused.
+        UnsupportedModelError: the probe could not reproduce the model's numbers.
+        CapacityError: the KV memory holds nothing.
+    """
+
+    def __init__(self, model: str = "default", **settings: Unpack[Settings]) -> None:
+        assembly = assemble(model, settings)
+        self.model_path = assembly.model_path
+        self.tokenizer = assembly.tokenizer
+        self.spec = assembly.spec
+        self.passport = assembly.passport
+        self.config = assembly.config
+        self._loop = EngineLoop(assembly.engine)
+        self._stop = weakref.finalize(self, self._loop.stop)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Complete one or many prompts, text or token ids; the results keep their order.
+
+        Raises:
+            RequestError: a prompt or its parameters are wrong; nothing is generated.
+            CapacityError: a prompt cannot be held.
+        """
+        asked = as_prompts(prompts)
+        return self._run([tokenize(self.tokenizer, p) for p in asked], params, progress=progress)
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Answer one or many chats, each a list of messages with role and content.
+
+        Raises:
+            RequestError: a chat is malformed, or the model has no chat template.
+        """
+        chats = [self.tokenizer.render_chat(chat) for chat in as_chats(messages)]
+        encode = self.tokenizer.encode
+        asked = [(text, encode(text, add_special_tokens=False)) for text in chats]
+        return self._run(asked, params, progress=progress)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
+        """Yield what every step adds to a prompt's completion; closing the iterator cancels it.
+
+        Raises:
+            RequestError: the prompt or its parameters are wrong.
+        """
+        return self.stream_tokens(tokenize(self.tokenizer, prompt)[1], params)
+
+    def stream_chat(
+        self, messages: Messages, params: SamplingParams | None = None
+    ) -> Iterator[StreamChunk]:
+        """Yield what every step adds to the answer to a chat."""
+        return self.stream_tokens(self.tokenizer.chat_tokens(messages), params)
+
+    def document(self, text: Prompt) -> Document:
+        """Return a document of this text whose KV is computed and kept.
+
+        Raises:
+            RequestError: the text is longer than the model's context or the KV memory.
+        """
+        document = Document(self)
+        document.append_tokens(tokenize(self.tokenizer, text)[1])
+        return document
+
+    def stats(self) -> EngineStats:
+        """Return counters and gauges since the start."""
+        return self._loop.call(lambda engine: engine.stats()).result()
+
+    def close(self) -> None:
+        """End everything; unfinished requests fail."""
+        self._stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        error: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def loop(self) -> EngineLoop:
+        """The thread that owns the engine."""
+        return self._loop
+
+    def stream_tokens(
+        self, tokens: list[int], params: SamplingParams | None, base: KVDoc | None = None
+    ) -> Iterator[StreamChunk]:
+        """Yield what every step adds behind these tokens."""
+        params = params or SamplingParams()
+        inbox: SimpleQueue[Event] = SimpleQueue()
+        request_id = self._loop.submit(
+            lambda engine: engine.submit(tokens, params, base=base), inbox.put
+        ).result()
+        return self._receive(request_id, inbox)
+
+    def _receive(self, request_id: str, inbox: SimpleQueue[Event]) -> Iterator[StreamChunk]:
+        try:
+            while True:
+                chunk = _chunk_or_raise(inbox.get())
+                yield chunk
+                if chunk.usage is not None:
+                    return
+        finally:
+            self._loop.cancel(request_id)
+
+    def _run(
+        self,
+        asked: Sequence[tuple[str | None, list[int]]],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        *,
+        progress: bool,
+    ) -> list[RequestOutput]:
+        """Run prompts together; more than may wait are submitted as others end."""
+        inbox: SimpleQueue[Event] = SimpleQueue()
+        results: list[RequestOutput | None] = [None] * len(asked)
+        open_requests: dict[str, tuple[int, Collector]] = {}
+        with _progress_bar(len(asked)) if progress else nullcontext(lambda: None) as advance:
+
+            def take() -> None:
+                chunk = _chunk_or_raise(inbox.get())
+                index, collector = open_requests[chunk.request_id]
+                collector.feed(chunk)
+                if collector.done:
+                    del open_requests[chunk.request_id]
+                    results[index] = collector.output()
+                    advance()
+
+            try:
+                chosen = as_params(params, len(asked))
+                for index, ((text, tokens), wanted) in enumerate(zip(asked, chosen, strict=True)):
+                    while True:
+                        try:
+                            request_id = self._submit(tokens, wanted, inbox)
+                            break
+                        except CapacityError as error:
+                            if error.retry_after_s is None or not open_requests:
+                                raise
+                            take()
+                    logprobs_wanted = wanted.logprobs is not None
+                    collector = Collector(text, tokens, logprobs_wanted=logprobs_wanted)
+                    open_requests[request_id] = (index, collector)
+                while open_requests:
+                    take()
+            finally:
+                for request_id in open_requests:
+                    self._loop.cancel(request_id)
+        return [result for result in results if result is not None]
+
+    def _submit(self, tokens: list[int], params: SamplingParams, inbox: SimpleQueue[Event]) -> str:
+        return self._loop.submit(lambda engine: engine.submit(tokens, params), inbox.put).result()
+
+
+def _chunk_or_raise(event: Event) -> StreamChunk:
+    if isinstance(event, Failed):
+        raise event.error
+    assert not isinstance(event, Computed)
+    return event
+
+
+def _progress_bar(total: int) -> Any:
+    """Return a context that shows a bar and gives the function that advances it."""
+    from contextlib import contextmanager
+
+    from rich.progress import Progress
+
+    @contextmanager
+    def bar() -> Iterator[Any]:
+        with Progress() as shown:
+            task = shown.add_task("Generating", total=total)
+            yield lambda: shown.advance(task)
+
+    return bar()

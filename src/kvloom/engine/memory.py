@@ -1,0 +1,182 @@
+"""Memory: gives documents to sequences, and finds room by forgetting what is idle.
+
+Knows: the pool, the prefix tree, idle documents and this step's promises.
+Does not know: which sequence runs next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from weakref import WeakSet
+
+from kvloom.engine.request import Sequence
+from kvloom.kv.doc import KVDoc, Span
+from kvloom.kv.lineage import Lineage
+from kvloom.kv.pool import Pool, blocks_for
+from kvloom.reuse.prefix import PrefixTree, common_prefix
+from kvloom.sched.job import Admission, Job, JobState
+
+MIN_WORTH_WAITING = 64
+"""A prefix that another sequence is computing is worth waiting for from this many tokens on."""
+
+
+class EngineMemory:
+    """The scheduler's `Memory` over one pool.
+
+    Attributes:
+        pool: the slots.
+        root: lineage of the empty document.
+        tree: known prefixes; None if nothing is to be reused.
+        idle: documents that users hold; their KV is forgotten when room is needed.
+    """
+
+    def __init__(self, pool: Pool, root: Lineage, *, reuse_prefixes: bool) -> None:
+        self.pool = pool
+        self.root = root
+        self.tree = PrefixTree(pool, root) if reuse_prefixes else None
+        self.idle: WeakSet[KVDoc] = WeakSet()
+        self.hits = 0
+        self.queries = 0
+        self._running: dict[Sequence, KVDoc] = {}
+        self._promises: dict[Sequence, int] = {}
+
+    def begin_step(self) -> None:
+        """Forget the promises of the last step."""
+        self._promises.clear()
+
+    def admit(self, job: Job) -> Admission:
+        """Give a waiting sequence its document, starting with the KV that is known already."""
+        assert isinstance(job, Sequence)
+        reusable = self._reusable_tokens(job)
+        spans = self._known_spans(job, reusable)
+        known = sum(span.length for span in spans)
+        if self._is_being_computed(job, known, reusable):
+            return "wait for a prefix"
+        doc = KVDoc(self.pool, self.root, spans)
+        # Beside others a new sequence leaves a block to grow into, lest it be preempted at once.
+        margin = 1 if self._running else 0
+        if not self._make_room(blocks_for(len(job.tokens) - known) + margin):
+            doc.close()
+            return "no room"
+        doc.expected_length = len(job.tokens) + min(job.request.max_tokens, 512)
+        self._count(job, known)
+        self.attach(job, doc)
+        job.num_computed = known
+        return "admitted"
+
+    def attach(self, sequence: Sequence, doc: KVDoc) -> None:
+        """Let a sequence run on a document."""
+        sequence.doc = doc
+        self._running[sequence] = doc
+
+    def promise(self, job: Job, num_rows: int) -> bool:
+        """Make sure that so many rows can be appended in this step."""
+        assert isinstance(job, Sequence)
+        self._promises[job] = num_rows
+        if self._promised_blocks() <= self.pool.free_blocks:
+            return True
+        for doc in self._running.values():
+            doc.shrink()
+        if self._make_room(0):
+            return True
+        del self._promises[job]
+        return False
+
+    def withdraw(self, job: Job) -> None:
+        """Take a sequence's memory away; published prefixes may still be found again."""
+        assert isinstance(job, Sequence)
+        self._promises.pop(job, None)
+        self.detach(job).close()
+
+    def detach(self, sequence: Sequence) -> KVDoc:
+        """Take the document from a sequence and return it; the receiver owns it."""
+        doc = self._running.pop(sequence)
+        sequence.doc = None
+        return doc
+
+    def publish(self, doc: KVDoc) -> None:
+        """Let others reuse what a document holds."""
+        if self.tree is not None:
+            self.tree.insert(doc)
+
+    def check(self) -> None:
+        """Check that every block's owners are the documents and prefixes that show it.
+
+        Raises:
+            AssertionError: the books are wrong.
+        """
+        holders: Iterable[KVDoc] = [*self._running.values(), *self.idle]
+        ranges = [pair for doc in holders for pair in doc.owned_ranges()]
+        ranges += self.tree.owned_ranges() if self.tree is not None else []
+        owners = self.pool.owners()
+        for first_slot, stop_slot in ranges:
+            owners[first_slot // 64 : blocks_for(stop_slot)] -= 1
+        assert not owners.any(), "blocks with owners that nobody knows"
+        assert self.pool.free_blocks == int((self.pool.owners() == 0).sum())
+
+    def _reusable_tokens(self, sequence: Sequence) -> int:
+        """Return how many tokens need no logits; the last one's are always needed."""
+        scoring = sequence.request.scoring
+        last = len(sequence.tokens) - 1
+        return last if scoring is None else min(scoring.next_row, last)
+
+    def _known_spans(self, sequence: Sequence, limit: int) -> list[Span]:
+        request = sequence.request
+        known: list[Span] = []
+        if request.reuse_prefix and self.tree is not None:
+            known = _cut(self.tree.match(sequence.tokens[:limit]), limit)
+        base = request.base
+        if base is not None:
+            shared = min(common_prefix(base.tokens, sequence.tokens), limit)
+            if shared > sum(span.length for span in known):
+                base.close_tail()
+                known = _cut(base.spans, shared)
+        return known
+
+    def _is_being_computed(self, sequence: Sequence, known: int, limit: int) -> bool:
+        """Whether a running sequence is about to compute more of this one's prefix."""
+        if self.tree is None or not sequence.request.reuse_prefix:
+            return False
+        for other in self._running:
+            if other.state is JobState.RUNNING and other.pending > 1:
+                shared = min(common_prefix(other.tokens, sequence.tokens), limit)
+                if shared - known >= MIN_WORTH_WAITING:
+                    return True
+        return False
+
+    def _count(self, sequence: Sequence, known: int) -> None:
+        request = sequence.request
+        if request.cached_tokens is None:
+            request.cached_tokens = known
+            self.queries += 1
+            self.hits += known > 0
+
+    def _promised_blocks(self) -> int:
+        return sum(
+            self._running[sequence].blocks_needed(num_rows)
+            for sequence, num_rows in self._promises.items()
+        )
+
+    def _make_room(self, num_blocks: int) -> bool:
+        """Free blocks beyond this step's promises, least recently used prefixes first."""
+        missing = self._promised_blocks() + num_blocks - self.pool.free_blocks
+        if missing > 0 and self.tree is not None:
+            missing -= self.tree.evict(missing)
+        for doc in list(self.idle):
+            if missing <= 0:
+                break
+            before = self.pool.free_blocks
+            doc.truncate(0)
+            missing -= self.pool.free_blocks - before
+        return missing <= 0
+
+
+def _cut(spans: Iterable[Span], length: int) -> list[Span]:
+    cut: list[Span] = []
+    for span in spans:
+        part = span.sub(0, min(span.length, length))
+        if part.length == 0:
+            break
+        cut.append(part)
+        length -= part.length
+    return cut

@@ -1,0 +1,1 @@
+"""Reuse: which computed KV answers for which tokens."""

@@ -1,0 +1,183 @@
+"""The prefix tree: every exact prefix that was computed, found again token by token.
+
+Knows: tokens, spans, and when each was last used.
+Does not know: requests or models; spans of another lineage never enter it.
+
+Source: RadixAttention (Zheng et al., SGLang, 2024), section 3; deviation: nodes are spans of
+shared segments, so that a split is two integers and no page alignment is lost.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+from kvloom.kv.doc import KVDoc, Span
+from kvloom.kv.lineage import Lineage
+from kvloom.kv.pool import Pool
+
+
+@dataclass(slots=True, eq=False)
+class _Node:
+    """A stretch of tokens behind its parent's; owns its span's blocks."""
+
+    span: Span | None
+    parent: _Node | None
+    tokens: list[int]
+    last_used: int = 0
+    children: dict[int, _Node] = field(default_factory=dict)
+
+
+class PrefixTree:
+    """Exact prefixes under one fingerprint.
+
+    Attributes:
+        root: lineage of the empty prefix; the tree answers only for spans that continue it.
+        refused: spans that were found under the right tokens with another lineage.
+    """
+
+    def __init__(self, pool: Pool, root: Lineage) -> None:
+        self.pool = pool
+        self.root = root
+        self.refused = 0
+        self._top = _Node(None, None, [])
+        self._clock = count(1)
+
+    def match(self, tokens: Sequence[int]) -> list[Span]:
+        """Return the spans of the longest known prefix of these tokens.
+
+        A span whose lineage is not that of a fresh prefill ends the match and is counted.
+        """
+        spans: list[Span] = []
+        lineage, now = self.root, next(self._clock)
+        node, done = self._top, 0
+        while done < len(tokens) and (child := node.children.get(tokens[done])) is not None:
+            length = common_prefix(child.tokens, tokens, done)
+            assert child.span is not None
+            span = child.span.sub(0, length)
+            if span.segment.lineage_at(span.start) != lineage:
+                self.refused += 1
+                break
+            lineage = span.segment.lineage_at(span.stop)
+            spans.append(span)
+            child.last_used = now
+            done += length
+            node = child
+            if length < len(child.tokens):
+                break
+        return spans
+
+    def match_length(self, tokens: Sequence[int]) -> int:
+        """Return the length of the longest known prefix, without counting it as a use."""
+        node, done = self._top, 0
+        while done < len(tokens) and (child := node.children.get(tokens[done])) is not None:
+            length = common_prefix(child.tokens, tokens, done)
+            done += length
+            node = child
+            if length < len(child.tokens):
+                break
+        return done
+
+    def insert(self, doc: KVDoc) -> None:
+        """Remember the exact prefix of a document; its open tail is closed first."""
+        doc.close_tail()
+        exact = doc.exact_length()
+        now = next(self._clock)
+        node = self._top
+        for span in doc.spans:
+            if exact <= 0:
+                break
+            part = span.sub(0, min(span.length, exact))
+            exact -= part.length
+            node = self._insert_span(node, part, now)
+
+    def evict(self, num_blocks: int) -> int:
+        """Forget least recently used ends of prefixes until blocks are free; return how many."""
+        before = self.pool.free_blocks
+        leaves = [(leaf.last_used, id(leaf), leaf) for leaf in self._leaves()]
+        heapq.heapify(leaves)
+        while leaves and self.pool.free_blocks - before < num_blocks:
+            _, _, leaf = heapq.heappop(leaves)
+            assert leaf.span is not None
+            assert leaf.parent is not None
+            self.pool.release(*leaf.span.pool_slots)
+            parent = leaf.parent
+            del parent.children[leaf.tokens[0]]
+            if not parent.children and parent.span is not None:
+                heapq.heappush(leaves, (parent.last_used, id(parent), parent))
+        return self.pool.free_blocks - before
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for node in self._nodes():
+            assert node.span is not None
+            self.pool.release(*node.span.pool_slots)
+        self._top.children.clear()
+
+    @property
+    def num_leaves(self) -> int:
+        """Ends of known prefixes."""
+        return sum(1 for _ in self._leaves())
+
+    def owned_ranges(self) -> list[tuple[int, int]]:
+        """Return the slot ranges whose blocks the tree owns once each, for integrity checks."""
+        return [node.span.pool_slots for node in self._nodes() if node.span is not None]
+
+    def _insert_span(self, node: _Node, span: Span, now: int) -> _Node:
+        """Add the part of a span that is not known yet; return the node it ends in."""
+        tokens, done = span.tokens, 0
+        while done < len(tokens):
+            child = node.children.get(tokens[done])
+            if child is None:
+                rest = span.sub(done, span.length)
+                self.pool.retain(*rest.pool_slots)
+                child = _Node(rest, node, tokens[done:], now)
+                node.children[tokens[done]] = child
+                return child
+            length = common_prefix(child.tokens, tokens, done)
+            if length < len(child.tokens):
+                child = self._split(child, length)
+            child.last_used = now
+            done += length
+            node = child
+        return node
+
+    def _split(self, node: _Node, length: int) -> _Node:
+        """Cut a node in two; return the first part."""
+        span, parent = node.span, node.parent
+        assert span is not None
+        assert parent is not None
+        first, second = span.sub(0, length), span.sub(length, span.length)
+        self.pool.retain(*first.pool_slots)
+        self.pool.retain(*second.pool_slots)
+        self.pool.release(*span.pool_slots)
+        head = _Node(first, parent, node.tokens[:length], node.last_used)
+        parent.children[head.tokens[0]] = head
+        node.span, node.parent, node.tokens = second, head, node.tokens[length:]
+        head.children[node.tokens[0]] = node
+        return head
+
+    def _nodes(self) -> Iterator[_Node]:
+        stack = list(self._top.children.values())
+        while stack:
+            node = stack.pop()
+            stack.extend(node.children.values())
+            yield node
+
+    def _leaves(self) -> Iterator[_Node]:
+        return (node for node in self._nodes() if not node.children)
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int], b_start: int = 0) -> int:
+    """Return how many tokens of `a` equal those of `b` from `b_start` on."""
+    limit = min(len(a), len(b) - b_start)
+    if list(a[:limit]) == list(b[b_start : b_start + limit]):
+        return limit
+    low, high = 0, limit
+    while high - low > 1:
+        middle = (low + high) // 2
+        same = list(a[low:middle]) == list(b[b_start + low : b_start + middle])
+        low, high = (middle, high) if same else (low, middle)
+    return low
