@@ -8,5 +8,13 @@ TOLERANCE = {
     "float32": {
         "logprobs": 1e-5,
         "probabilities": 1e-5,
+        "rotation": 1e-5,
+        "attention": 1e-5,
+    },
+    "bfloat16": {
+        "attention": 5e-2,
+    },
+    "float16": {
+        "attention": 5e-3,
     },
 }

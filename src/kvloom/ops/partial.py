@@ -20,6 +20,14 @@ from kvloom.types import Partial
 MIN_LOGIT = -1e30
 """Stands for minus infinity inside masks: infinities turn into NaN where a row sees nothing."""
 
+FLASH_OP = "_scaled_dot_product_flash_attention_for_cpu"
+"""Torch's private kernel that also returns the lse; `tests/contract` holds it to what we assume."""
+
+
+def flash_available() -> bool:
+    """Return whether this torch has the flash kernel; without it everything is `attend_plain`."""
+    return hasattr(torch.ops.aten, FLASH_OP)
+
 
 def attend(
     q: Float[Tensor, "h s d"],
@@ -45,12 +53,12 @@ def attend(
 
     Source: the flash kernel of torch where it applies; otherwise `attend_plain`.
     """
-    if softcap is not None or q.shape[-1] != v.shape[-1]:
+    if softcap is not None or q.shape[-1] != v.shape[-1] or not flash_available():
         return attend_plain(q, k, v, scale=scale, mask=mask, causal=causal, softcap=softcap)
     heads, rows, dim = q.shape
     groups, slots = k.shape[0], k.shape[1]
     repeat = heads // groups
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # contract-tested
+    flash = getattr(torch.ops.aten, FLASH_OP)
     if mask is None and not causal:
         # All query heads of a KV head read it together, as further rows of the same product.
         o, lse = flash(q.reshape(1, groups, repeat * rows, dim), k[None], v[None], scale=scale)
@@ -60,7 +68,7 @@ def attend(
         k[:, None].expand(groups, repeat, slots, dim),
         v[:, None].expand(groups, repeat, slots, dim),
         is_causal=causal,
-        attn_mask=None if mask is None else mask.to(q.dtype)[None, None],
+        attn_mask=None if mask is None else mask[None, None],
         scale=scale,
     )
     partial = Partial(o.reshape(heads, rows, dim), lse.reshape(heads, rows))

@@ -39,8 +39,8 @@ def shift_table(
 
 def rotate(
     x: Float[Tensor, "*heads s d"],
-    cos: Float[Tensor, "s n"],
-    sin: Float[Tensor, "s n"],
+    cos: Float[Tensor, "#s n"],
+    sin: Float[Tensor, "#s n"],
     rope: Rope,
 ) -> Float[Tensor, "*heads s d"]:
     """Return x with its rotated dimensions turned; the others are copied.
