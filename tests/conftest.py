@@ -16,6 +16,34 @@ settings.register_profile("ci", max_examples=300, deadline=None, print_blob=True
 settings.load_profile("dev")
 
 
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--nothing-missing",
+        action="store_true",
+        help="fail if data or a service that a marked test needs is missing",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, and count, tests whose data is not here; where nothing may be missing, fail."""
+    if SHARED_DATA.is_dir():
+        return
+    missing = [item for item in items if item.get_closest_marker("shared_data")]
+    if missing and config.getoption("--nothing-missing"):
+        raise pytest.UsageError(f"{len(missing)} tests need {SHARED_DATA}, which is missing.")
+    items[:] = [item for item in items if item not in missing]
+    config.hook.pytest_deselected(items=missing)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the checkout."""
+    return SHARED_DATA
+
+
 @pytest.fixture(scope="session")
 def default_model_path() -> Path:
     """The folder of the embedded model, converted into the user's cache if it is not there."""
