@@ -139,6 +139,12 @@ def test_a_stop_string_at_the_last_token_is_a_stop(decoder: TextDecoder) -> None
     assert ending(run(state, tokens)) == ("stop", ",")
 
 
+def test_an_end_of_text_token_at_the_limit_is_a_stop(decoder: TextDecoder) -> None:
+    (end,) = decoder.tokenizer.eos_token_ids
+    state = begin(decoder, max_tokens=2)
+    assert ending(run(state, [50, end])) == ("stop", None)
+
+
 def test_held_text_comes_out_at_the_limit_and_at_the_end(decoder: TextDecoder) -> None:
     (end,) = decoder.tokenizer.eos_token_ids
     tokens = decoder.tokenizer.encode(" hello")

@@ -113,6 +113,14 @@ def test_a_character_begun_in_the_context_is_shown_whole(smollm: LibraryText) ->
     assert pieces_of(decoder, [last], context=begun) == ["🙂", ""]
 
 
+def test_bytes_of_the_context_do_not_join_the_first_bytes_generated(
+    metaspace: LibraryText,
+) -> None:
+    context = metaspace.encode("a€")
+    broken = metaspace.backend.token_to_id("<0xFF>")
+    assert pieces_of(TextDecoder.probe(metaspace), [broken], context=context) == ["", "�"]
+
+
 def test_a_context_of_special_tokens_is_no_context(sentencepiece: LibraryText) -> None:
     decoder = TextDecoder.probe(sentencepiece)
     start = sentencepiece.backend.token_to_id("<s>")

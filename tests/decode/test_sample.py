@@ -84,6 +84,14 @@ def test_a_flat_distribution_needs_more_ranks_than_are_tried_first(top_p: float)
         assert_inverse_cdf(token, probabilities, uniform_number(state.key, step))
 
 
+@pytest.mark.parametrize("size", [4, 8 * FIRST_RANKS])
+def test_top_p_keeps_no_more_than_its_mass_and_the_lower_of_equal_tokens(size: int) -> None:
+    row = torch.zeros(1, size)
+    drawn = {sample(row, [state_at(step, top_p=0.5)])[0] for step in range(400)}
+    assert max(drawn) < size // 2
+    assert len(drawn) > size // 16
+
+
 def test_draws_follow_the_distribution() -> None:
     logits = random_logits(1, 8, spread=1.0)
     draws = 4000

@@ -169,23 +169,16 @@ class Detokenizer:
 
     def _shorten_window(self) -> None:
         unsent = len(self._text) - self._sent
-        window = self._window[-CONTEXT_TOKENS:]
-        text = self._decode(window)
-        # Without any text in front, a decoder may strip the space of the next token.
-        if len(text) > unsent:
-            self._window, self._text, self._sent = window, text, len(text) - unsent
+        self._window = self._window[-CONTEXT_TOKENS:]
+        self._text = self._decode(self._window)
+        self._sent = len(self._text) - unsent
 
     def _settled_length(self) -> int:
         unfinished = bool(self._utf8.getstate()[0]) and self._text.endswith(REPLACEMENT)
         return len(self._text) - unfinished
 
     def _follow_bytes(self, token_id: int) -> None:
-        tokenizer = self._decoder.tokenizer
-        if token_id in tokenizer.special_ids or self._decoder.fallback_ids:
-            # These tokens never share a character with what follows.
-            self._utf8.reset()
-        else:
-            self._utf8.decode(tokenizer.token_bytes(token_id))
+        self._utf8.decode(self._decoder.tokenizer.token_bytes(token_id))
 
     def _context_window(self, context: Sequence[int]) -> list[int]:
         window: list[int] = []

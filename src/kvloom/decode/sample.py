@@ -18,7 +18,7 @@ from kvloom.decode.state import DrawKey, SamplingState
 from kvloom.errors import KvloomError
 from kvloom.params import SamplingParams
 
-# Rows are ranked this far first; a top-p that needs more tokens ranks eight times as many.
+# Rows are ranked this far first; a top-p that needs more tokens ranks them all.
 FIRST_RANKS = 256
 
 
@@ -86,13 +86,25 @@ def _draw(row: Float[Tensor, " v"], peak: float, params: SamplingParams, uniform
 def _draw_top_p(row: Tensor, weights_by_id: Tensor, top_p: float, uniform: float) -> int:
     mass = top_p * float(weights_by_id.sum(dtype=torch.float64))
     count = min(FIRST_RANKS, row.shape[0])
-    while True:
-        ids = _ranked(row, count)
-        weights = weights_by_id[ids].double().numpy()
-        kept = _top_p_length(weights, mass)
-        if kept < count or count == row.shape[0]:
-            return _pick_ranked(ids[:kept], weights[:kept], uniform)
-        count = min(8 * count, row.shape[0])
+    ids = _ranked(row, count)
+    weights = weights_by_id[ids].double().numpy()
+    kept = _top_p_length(weights, mass)
+    if kept < count or count == row.shape[0]:
+        return _pick_ranked(ids[:kept], weights[:kept], uniform)
+    all_kept = _with_mass(weights_by_id.numpy(), mass)
+    return _pick(np.cumsum(all_kept, dtype=np.float64), uniform)
+
+
+def _with_mass(weights: np.ndarray, mass: float) -> np.ndarray:
+    """Set all but the largest weights that together hold the mass to 0."""
+    # Values sort several times faster than ids by value; the ids of equal values come after.
+    falling = np.sort(weights)[::-1]
+    kept = _top_p_length(falling, mass)
+    least = falling[kept - 1]
+    largest = np.where(weights > least, weights, 0.0)
+    equal = np.flatnonzero(weights == least)[: kept - np.count_nonzero(largest)]
+    largest[equal] = least
+    return largest
 
 
 def _weights(values: Tensor, peak: float, params: SamplingParams) -> Tensor:
@@ -122,7 +134,7 @@ def _ranked(row: Tensor, count: int) -> Tensor:
 
 def _top_p_length(weights: np.ndarray, mass: float) -> int:
     """Length of the shortest non-empty prefix that holds the mass; all where none does."""
-    cumulative = np.cumsum(weights)
+    cumulative = np.cumsum(weights, dtype=np.float64)
     return min(int(np.searchsorted(cumulative, mass, side="left")) + 1, len(weights))
 
 
@@ -133,7 +145,5 @@ def _pick_ranked(ids: Tensor, weights: np.ndarray, uniform: float) -> int:
 
 
 def _pick(cumulative: np.ndarray, uniform: float) -> int:
-    total = cumulative[-1]
-    # Rounding up to the total would point behind the last token that has a share.
-    target = min(uniform * total, np.nextafter(total, 0.0))
-    return int(np.searchsorted(cumulative, target, side="right"))
+    # The product stays below the total, so that tokens without a share are never found.
+    return int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
