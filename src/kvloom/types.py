@@ -202,7 +202,8 @@ class Rows:
         tokens: int64 token ids, shape (s,).
         pos: int64 positions, shape (s,).
         logits: which rows' logits are wanted.
-        write: `append` keeps K and V at the document's end; `none` leaves no trace.
+        write: `append` keeps K and V at the document's end, where `pos` must go on; `none` leaves
+            no trace, and its rows may stand anywhere, each position once, over what is there.
     """
 
     doc: KVDoc

@@ -64,6 +64,20 @@ class Span:
         )
         return replace(self, start=first, stop=last, hidden=hidden)
 
+    def without(self, pos: np.ndarray) -> Span:
+        """Return the stretch with its slots at these positions hidden."""
+        assert not self.segment.placed, "hid slots of an overlay"
+        slots = pos - self.segment.base - self.shift
+        hidden = {int(slot) for slot in slots if self.start <= slot < self.stop}
+        hidden.update(slot for cut in self.hidden for slot in range(*cut))
+        cuts: list[SlotRange] = []
+        for slot in sorted(hidden):
+            if cuts and cuts[-1].stop == slot:
+                cuts[-1] = SlotRange(cuts[-1].start, slot + 1)
+            else:
+                cuts.append(SlotRange(slot, slot + 1))
+        return replace(self, hidden=tuple(cuts))
+
 
 @dataclass(frozen=True, slots=True)
 class DocVersion:
@@ -117,6 +131,15 @@ class KVDoc:
         return self.version.length
 
     @property
+    def end_pos(self) -> int:
+        """Position behind the last token's, where the next one is appended."""
+        if not self.spans:
+            return self.start_pos
+        last = self.spans[-1]
+        assert not last.segment.placed, "an overlay has no end"
+        return last.segment.base + last.stop + last.shift
+
+    @property
     def tokens(self) -> list[int]:
         """Token ids in all."""
         return [token for span in self.spans for token in span.tokens]
@@ -132,22 +155,27 @@ class KVDoc:
         Raises:
             CapacityError: the pool has too few free blocks; the document is unchanged.
         """
-        assert not self._closed, "appended to a closed document"
-        before = self.length
-        slots: list[np.ndarray] = []
-        done = 0
-        try:
-            while done < len(tokens):
-                tail = self._tail_with_room(len(tokens) - done)
-                part = tokens[done : done + tail.room]
-                first = tail.append(part)
-                slots.append(np.arange(first, first + len(part), dtype=np.int64))
-                self._show(tail, len(part))
-                done += len(part)
-        except CapacityError:
-            self.truncate(before)
-            raise
-        return np.concatenate(slots) if slots else np.empty(0, dtype=np.int64)
+        return self._extend(tokens, None)
+
+    def overlay(self, tokens: Sequence[int], pos: np.ndarray) -> np.ndarray:
+        """Put tokens at positions of their own, over whatever the document shows there.
+
+        What comes of it is no longer exact. Nothing can be appended behind it.
+
+        Args:
+            tokens: token ids whose KV is about to be written.
+            pos: int64 positions, in any order, each once.
+
+        Raises:
+            CapacityError: the pool has too few free blocks; the document is unchanged.
+        """
+        assert len(np.unique(pos)) == len(pos), "two rows of an overlay at one position"
+        self.close_tail()
+        covered = len(self.spans)
+        slots = self._extend(tokens, pos)
+        under, over = self.spans[:covered], self.spans[covered:]
+        self._commit((*(span.without(pos) for span in under), *over))
+        return slots
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens and let go of the rest at once."""
@@ -254,6 +282,8 @@ class KVDoc:
                 taint |= Taint.MOVED
             if span.hidden:
                 taint |= Taint.PRUNED
+            if segment.placed:
+                taint |= Taint.REPAIRED
             if actual != expected or segment.lineage_at(span.start) != expected:
                 taint |= Taint.FOREIGN
             if taint is Taint.EXACT:
@@ -261,8 +291,33 @@ class KVDoc:
             else:
                 expected = expected.extend(span.tokens)
                 recipe = f"shift={span.shift};hidden={[tuple(cut) for cut in span.hidden]}"
+                if segment.placed:
+                    recipe += f";pos={segment.rotated_at(span.start, span.stop).tolist()}"
                 actual = actual.alter(recipe, segment.lineage_at(span.stop))
             yield span, taint, actual
+
+    def _extend(self, tokens: Sequence[int], pos: np.ndarray | None) -> np.ndarray:
+        """Add tokens at the end, or at positions of their own."""
+        assert not self._closed, "appended to a closed document"
+        before = self.length
+        slots: list[np.ndarray] = []
+        done = 0
+        try:
+            while done < len(tokens):
+                tail = self._tail_with_room(len(tokens) - done)
+                part = tokens[done : done + tail.room]
+                first = tail.append(part)
+                if pos is not None:
+                    tail.place(pos[done : done + len(part)])
+                slots.append(np.arange(first, first + len(part), dtype=np.int64))
+                self._show(tail, len(part))
+                done += len(part)
+                if pos is not None:
+                    self.close_tail()
+        except CapacityError:
+            self.truncate(before)
+            raise
+        return np.concatenate(slots) if slots else np.empty(0, dtype=np.int64)
 
     def _tail_with_room(self, num_tokens: int) -> Segment:
         tail = self._tail
@@ -275,7 +330,7 @@ class KVDoc:
 
     def _open_tail(self, num_tokens: int) -> Segment:
         """Open a segment behind the last span where that is free, so that both read as one run."""
-        lineage, base = self.lineage(), self.start_pos + self.length
+        lineage, base = self.lineage(), self.end_pos
         wanted = max(num_tokens, self.expected_length - self.length)
         if blocks_for(wanted) > self.pool.free_blocks // 2:
             wanted = num_tokens

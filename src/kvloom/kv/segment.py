@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,12 +93,29 @@ class Segment:
         """Slots that can still be written."""
         return 0 if self.closed else self.capacity - len(self.tokens)
 
+    @property
+    def placed(self) -> bool:
+        """Whether its slots stand at positions of their own, not at base + slot."""
+        return self.arrays is not None and self.arrays.pos is not None
+
+    def rotated_at(self, start: int, stop: int) -> Tensor:
+        """Return the int32 positions that the keys of a range of slots were rotated at."""
+        if self.arrays is not None and self.arrays.pos is not None:
+            return self.arrays.pos[start:stop]
+        return torch.arange(self.base + start, self.base + stop, dtype=torch.int32)
+
     def append(self, tokens: Sequence[int]) -> int:
         """Take the next slots for these tokens; return the first one's place in the pool."""
         assert len(tokens) <= self.room, "appended past the segment's capacity"
         slot = self.first_slot + len(self.tokens)
         self.tokens.extend(tokens)
         return slot
+
+    def place(self, pos: np.ndarray) -> None:
+        """Let the written slots stand at positions of their own instead of base + slot."""
+        assert not self.closed, "placed a closed segment"
+        assert len(pos) == self.length, "one position per written slot"
+        self.arrays = SlotArrays(pos=torch.from_numpy(pos.astype(np.int32)))
 
     def cut(self, length: int) -> None:
         """Forget the slots from `length` on; only an open segment can."""
@@ -168,16 +186,13 @@ class PlainLayer:
         segment = self.segment
         slots = slice(segment.first_slot + self.start, segment.first_slot + self.stop)
         arrays = segment.arrays
-        pos = torch.arange(segment.base + self.start, segment.base + self.stop, dtype=torch.int32)
         bias = None
-        base: int | None = segment.base + self.start
-        if arrays is not None and arrays.pos is not None:
-            pos, base = arrays.pos[self.start : self.stop], None
+        base = None if segment.placed else segment.base + self.start
         if arrays is not None and arrays.bias is not None:
             bias = arrays.bias[self.start : self.stop]
         k = segment.pool.keys[self.index][:, slots]
         v = segment.pool.values[self.index][:, slots]
-        return KV(k=k, v=v, pos=pos, bias=bias, base=base)
+        return KV(k=k, v=v, pos=segment.rotated_at(self.start, self.stop), bias=bias, base=base)
 
     def partial(self, q: Tensor, at: QueryInfo) -> Partial:
         """Turn the query by -shift and attend to every slot that its position may see."""

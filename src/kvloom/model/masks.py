@@ -16,6 +16,8 @@ from transformers import AttentionMaskInterface
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 FARTHEST_POSITION = 2**20
+FIRST_MARK = -3
+"""Masks are filled with numbers from here downwards: no mask of a model holds them alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +49,15 @@ class MaskRecorder:
         """Let the model build no masks from now on."""
         AttentionMaskInterface._global_mapping.pop(self._name, None)
 
-    def function_of(self, mask: Tensor | None) -> MaskFunction | None:
-        """Return what a mask means; None if it is not one of ours."""
-        if mask is None or mask.numel() == 0:
+    def function_of(self, mask: Tensor) -> MaskFunction | None:
+        """Return what a mask means; None if it is not one of ours, or was changed on the way."""
+        if mask.numel() == 0 or mask.dtype == torch.bool:
             return None
-        number = mask.flatten()[0]
-        if not bool((mask == number).all()) or not 0 <= int(number) < len(self._functions):
+        mark = mask.flatten()[0]
+        number = FIRST_MARK - int(mark)
+        if not bool((mask == mark).all()) or not 0 <= number < len(self._functions):
             return None
-        return self._functions[int(number)]
+        return self._functions[number]
 
     def _record(
         self,
@@ -65,20 +68,22 @@ class MaskRecorder:
         mask_function: MaskFunction,
         **_: Any,
     ) -> Tensor:
+        mark = float(FIRST_MARK - len(self._functions))
         self._functions.append(mask_function)
-        return torch.full((batch_size, 1, q_length, kv_length), len(self._functions) - 1.0)
+        return torch.full((batch_size, 1, q_length, kv_length), mark)
 
 
 def reach_of(function: MaskFunction, limit: int) -> Reach | None:
     """Explain a mask as causal with or without a window; None if it is neither anywhere."""
     limit = min(limit, FARTHEST_POSITION)
-    samples = sorted({min(n, limit) - 1 for n in (2, 17, 48, limit // 3, limit // 2, limit)})
-    farthest = _visible(function, samples[-1])
-    oldest = int(farthest.to(torch.uint8).argmax())
-    candidates = [None] if oldest == 0 else [samples[-1] - oldest + 1, None]
-    for window in candidates:
-        if all(_explains(function, query, window) for query in samples):
-            return Reach(window, limit)
+    lengths = [2, 17, 48, limit // 3, limit // 2, limit]
+    oldest = int(_visible(function, limit - 1).to(torch.uint8).argmax())
+    window = limit - oldest if oldest else None
+    if window is not None:
+        # A chunk looks like a window from its last row; behind the first chunk they differ most.
+        lengths += [window, window + 1, window + window // 2]
+    if all(_explains(function, min(max(n, 1), limit) - 1, window) for n in lengths):
+        return Reach(window, limit)
     low, high = 0, limit
     while high - low > 1:
         middle = (low + high) // 2

@@ -8,6 +8,8 @@ Does not know: model names; a hypothesis counts only if it reproduces the model'
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +19,10 @@ from torch import Tensor, nn
 from kvloom.errors import UnsupportedModelError
 from kvloom.kv.segment import visibility_mask
 from kvloom.model.hooks import AttentionCall, AttentionHook, RotarySwap
-from kvloom.model.masks import FARTHEST_POSITION, MaskRecorder, Reach, reach_of
+from kvloom.model.masks import FARTHEST_POSITION, MaskFunction, MaskRecorder, reach_of
 from kvloom.model.rotary import constant_until, explain_tables, places
 from kvloom.model.seam import SeamRunner
-from kvloom.model.trial import check_runner, differs, relative_positions
+from kvloom.model.trial import check_runner, differs, last_position, relative_positions
 from kvloom.ops.partial import add_sink, attend_plain
 from kvloom.ops.rope import rotate, rotation_table
 from kvloom.types import LayerSpec, ModelSpec, Rope
@@ -37,7 +39,6 @@ class Seen:
 
     spec: LayerSpec
     k: Tensor
-    reach: Reach | None
 
 
 @torch.inference_mode()
@@ -78,16 +79,17 @@ class _Experiment:
 
     def __init__(self, model: Any, max_positions: int | None) -> None:
         config = model.config.get_text_config()
-        limit = max_positions or getattr(config, "max_position_embeddings", None)
+        limit = max_positions or getattr(config, "max_position_embeddings", None) or 0
         self.model = model
         self.name = type(model).__name__
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
-        self.limit = int(limit or FARTHEST_POSITION)
+        # Some configurations say -1 for "any".
+        self.limit = int(limit) if limit > 0 else FARTHEST_POSITION
         self.swap = RotarySwap(model)
         self.hook = AttentionHook(model)
         self.seen: list[Seen] = []
-        self.use_text(PROBE_TOKENS)
+        self.use_text(min(PROBE_TOKENS, self.limit))
 
     def use_text(self, count: int) -> None:
         """Take a text of this many tokens, and transformers' own logits of it as the truth."""
@@ -100,9 +102,11 @@ class _Experiment:
     def run(self) -> SeamRunner:
         """Watch, explain, and try what was found."""
         logits = self.watch()
+        constant = constant_until(self.swap.modules, self.limit)
         longest = max((seen.spec.window or 0 for seen in self.seen), default=0)
-        if PROBE_TOKENS <= longest < MAX_PROBE_TOKENS - 16:
-            self.use_text(longest + 16)
+        wanted = longest + 16 if PROBE_TOKENS <= longest < MAX_PROBE_TOKENS - 16 else PROBE_TOKENS
+        if min(wanted, constant) != len(self.tokens):
+            self.use_text(min(wanted, constant))
             logits = self.watch()
         difference = differs(logits, self.truth, self.dtype)
         if difference > 1:
@@ -111,7 +115,7 @@ class _Experiment:
                 f"({difference:.3g} times the tolerance): its attention uses something kvloom "
                 "does not know. It cannot be run."
             )
-        spec = self.describe()
+        spec = self.describe(constant)
         if longest >= MAX_PROBE_TOKENS - 16:
             note = f"its window of {longest} was read from its masks, not crossed by the probe text"
             spec = replace(spec, notes=(*spec.notes, note))
@@ -123,17 +127,17 @@ class _Experiment:
         masks = MaskRecorder(self.hook.name)
 
         def handler(call: AttentionCall) -> Tensor:
-            function = masks.function_of(call.mask)
-            reach = None if function is None else reach_of(function, self.limit)
-            if reach is not None:
-                call = replace(call, window=reach.window)
-            self.seen.append(Seen(_layer(call, len(self.seen)), call.k.clone(), reach))
+            if call.mask is not None:
+                call = replace(call, window=self.window_of(masks.function_of(call.mask)))
+            self.seen.append(Seen(_layer(call, len(self.seen)), call.k.clone()))
             return self.attend(call, call.q, call.k)
 
         self.hook.handler = handler
         self.swap.watch()
         try:
             logits = plain_logits(self.model, self.tokens)
+        except UnsupportedModelError:
+            raise
         except Exception as error:
             raise UnsupportedModelError(
                 f"{self.name} fails with an attention function of ours "
@@ -149,25 +153,43 @@ class _Experiment:
             )
         return logits
 
+    def window_of(self, function: MaskFunction | None) -> int | None:
+        """Return the window that a mask stands for.
+
+        Raises:
+            UnsupportedModelError: it is neither causal nor a window, at any length up to the limit.
+        """
+        if function is None:
+            raise UnsupportedModelError(
+                f"{self.name} adds something of its own to its mask, or chooses the keys a query "
+                "sees; kvloom knows causal masks and windows. It cannot be run."
+            )
+        reach = reach_of(function, self.limit)
+        if reach is None or reach.valid_until < min(self.limit, FARTHEST_POSITION):
+            far = "" if reach is None else f" behind {reach.valid_until} positions"
+            raise UnsupportedModelError(
+                f"The mask of {self.name} is neither causal nor a window{far}; kvloom knows no "
+                "other. It cannot be run."
+            )
+        return reach.window
+
     def attend(self, call: AttentionCall, q: Tensor, k: Tensor) -> Tensor:
         """Attend over the probe text itself, in the obvious way."""
         mask = visibility_mask(self.pos, self.pos, call.window)
         partial = attend_plain(q, k, call.v, scale=call.scale, mask=mask, softcap=call.softcap)
         return partial.o if call.sink is None else add_sink(partial, call.sink)
 
-    def describe(self) -> ModelSpec:
-        """Explain every layer's keys by a rotation; unexplained, the model keeps its own."""
-        constant = constant_until(self.swap.modules, self.limit)
-        reaches = [seen.reach.valid_until for seen in self.seen if seen.reach is not None]
-        visible = min(reaches, default=self.limit)
+    def describe(self, constant: int) -> ModelSpec:
+        """Explain every layer's keys by a rotation; unexplained, the model keeps its own.
+
+        Args:
+            constant: number of positions up to which all rotary tables stay what they are.
+        """
         notes: tuple[str, ...] = ()
         if constant < self.limit:
             notes = (f"its rotary table changes with the length; limited to {constant} positions",)
-        if visible < min(self.limit, FARTHEST_POSITION):
-            notes = (*notes, f"its mask changes its form; limited to {visible} positions")
         layers = tuple(seen.spec for seen in self.seen)
-        limit = min(constant, visible)
-        opaque = ModelSpec(layers, self.vocab_size, limit, "opaque", notes)
+        opaque = ModelSpec(layers, self.vocab_size, constant, "opaque", notes)
         if not self.swap.modules:
             return opaque
         if self.swap.odd_outputs:
@@ -194,13 +216,17 @@ class _Experiment:
         def handler(call: AttentionCall) -> Tensor:
             seen = self.seen[len(found)]
             call = replace(call, window=seen.spec.window)
-            for rope in (None, *places(candidates, call.k.shape[-1])):
-                k = self.rotate(call.k, rope)
-                if differs(k, seen.k, self.dtype) <= 1:
-                    found.append((rope,))
-                    return self.attend(call, self.rotate(call.q, rope), k)
-            found.append(())
-            return self.attend(call, call.q, seen.k)
+            fits = {
+                rope: differs(self.rotate(call.k, rope), seen.k, self.dtype)
+                for rope in (None, *places(candidates, call.k.shape[-1]))
+            }
+            # Half precision may let several rotations pass: the nearest is meant.
+            best = min(fits, key=lambda rope: fits[rope])
+            if fits[best] > 1:
+                found.append(())
+                return self.attend(call, call.q, seen.k)
+            found.append((best,))
+            return self.attend(call, self.rotate(call.q, best), self.rotate(call.k, best))
 
         self.hook.handler = handler
         self.swap.neutralise()
@@ -212,6 +238,33 @@ class _Experiment:
         finally:
             self.swap.restore()
         return found
+
+    def check(self, runner: SeamRunner) -> tuple[float, str]:
+        """Return the worst difference to the plain logits, and where it was."""
+        with self.refusing_errors():
+            return check_runner(runner, self.tokens, self.truth, self.dtype)
+
+    def with_limits(self, runner: SeamRunner) -> SeamRunner:
+        """Return a runner whose spec also says how far positions reach and if they are relative."""
+        with self.refusing_errors():
+            spec = replace(runner.spec, max_positions=last_position(runner, self.dtype) + 1)
+            runner = SeamRunner(self.model, spec, self.hook)
+            if relative_positions(runner, self.tokens, self.dtype):
+                return runner
+        return SeamRunner(self.model, replace(spec, positions="absolute"), self.hook)
+
+    @contextmanager
+    def refusing_errors(self) -> Iterator[None]:
+        """Turn what a model raises in a trial into the reason why it is refused."""
+        try:
+            yield
+        except UnsupportedModelError:
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"{self.name} fails in steps that kvloom makes ({type(error).__name__}: {error}): "
+                "it needs masks, or keeps state outside of its attention. It cannot be run."
+            ) from error
 
     def rotate(self, x: Tensor, rope: Rope | None) -> Tensor:
         """Rotate rows of the probe text."""
@@ -229,11 +282,9 @@ class _Experiment:
             if attempt.positions == "movable":
                 self.swap.neutralise()
             runner = SeamRunner(self.model, attempt, self.hook)
-            difference, where = check_runner(runner, self.tokens, self.truth, self.dtype)
+            difference, where = self.check(runner)
             if difference <= 1:
-                movable = relative_positions(runner, self.tokens, self.dtype)
-                positions = attempt.positions if movable else "absolute"
-                return SeamRunner(self.model, replace(attempt, positions=positions), self.hook)
+                return self.with_limits(runner)
             self.swap.restore()
         raise UnsupportedModelError(
             f"{self.name} gives other logits {where} than in one plain pass ({difference:.3g} "

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kvloom.errors import UnsupportedModelError
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.fold import FoldPlan, fold, plan_fold, write
 from kvloom.model.hooks import AttentionCall, AttentionHook
@@ -78,9 +79,7 @@ class SeamRunner:
                 if entry.write == "none":
                     docs[index] = entry.doc.fork()
                     scratch.append(docs[index])
-            slots = [
-                doc.append(entry.tokens.tolist()) for doc, entry in zip(docs, rows, strict=True)
-            ]
+            slots = [_take_slots(doc, entry) for doc, entry in zip(docs, rows, strict=True)]
             plan = plan_fold(docs, [entry.pos for entry in rows], slots, self._windows)
             return self._run(rows, _Step(plan, observe, stop_after))
         except BaseException:
@@ -127,6 +126,11 @@ class SeamRunner:
     def _attend(self, call: AttentionCall) -> Tensor:
         step = self._step
         assert step is not None, "attention outside of a step"
+        if call.mask is not None:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} made a mask of its own in the middle of a step, "
+                "which kvloom would ignore. It cannot be run."
+            )
         # Layers are told apart by the order of their calls: some modules are called twice a pass.
         layer = self._spec.layers[step.calls]
         step.calls += 1
@@ -145,6 +149,15 @@ class SeamRunner:
         if layer.rope not in step.rotations:
             step.rotations[layer.rope] = rotation_table(layer.rope, step.plan.pos)
         return rotate(x, *step.rotations[layer.rope], layer.rope)
+
+
+def _take_slots(doc: KVDoc, entry: Rows) -> np.ndarray:
+    """Return the slots of an entry's rows: behind the document, or over what stands there."""
+    tokens, end = entry.tokens.tolist(), doc.end_pos
+    if np.array_equal(entry.pos, np.arange(end, end + len(tokens))):
+        return doc.append(tokens)
+    assert entry.write == "none", "rows that stay must continue their document"
+    return doc.overlay(tokens, entry.pos)
 
 
 def _wanted(entry: Rows) -> np.ndarray:

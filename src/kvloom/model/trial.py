@@ -78,6 +78,32 @@ def relative_positions(runner: Forward, tokens: Tensor, dtype: torch.dtype) -> b
     return first is not None and second is not None and differs(second, first, dtype) <= 1
 
 
+def last_position(runner: Forward, dtype: torch.dtype) -> int:
+    """Return the last position that a row can stand at: tables of learned positions end somewhere.
+
+    They are tried, because not every configuration says how many there are.
+    """
+
+    def works(pos: int) -> bool:
+        doc = KVDoc(pool, Lineage.root(b"probe"), start_pos=pos)
+        try:
+            runner.forward([Rows(doc, np.zeros(1, np.int64), np.array([pos]), "last")])
+        except IndexError:
+            return False
+        finally:
+            doc.close()
+        return True
+
+    pool = _pool(runner, 1, dtype)
+    low, high = 0, runner.spec.max_positions
+    if works(high - 1):
+        return high - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if works(middle) else (low, middle)
+    return low
+
+
 def _rows(doc: KVDoc, ids: np.ndarray, start: int, stop: int, logits: LogitsMode) -> Rows:
     return Rows(doc, ids[start:stop], np.arange(start, stop, dtype=np.int64), logits)
 
