@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvloom.model.digest import cache_root, cached_sha256, sha256_file, write_json
+from kvloom.model.digest import cache_root, cached_sha256, remember_sha256, sha256_file, write_json
 
 
 @pytest.fixture
@@ -54,6 +54,13 @@ def test_other_bytes_of_the_same_size_and_time_are_noticed(file: Path, tmp_path:
     file.write_bytes(b"evil weights")
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert cached_sha256(file, tmp_path / "cache") == hashlib.sha256(b"evil weights").hexdigest()
+
+
+def test_a_noted_digest_is_used_until_the_file_changes(file: Path, tmp_path: Path) -> None:
+    remember_sha256(file, "f" * 64, tmp_path / "cache")
+    assert cached_sha256(file, tmp_path / "cache") == "f" * 64
+    file.write_bytes(b"changed")
+    assert cached_sha256(file, tmp_path / "cache") == hashlib.sha256(b"changed").hexdigest()
 
 
 def test_another_file_of_the_same_size_has_its_own_record(file: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ Does not know: how a model is built.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from kvloom.model.source import check_has_weights
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+_MAX_CODES_PER_ELEMENT = 16  # 2-bit codes in 32-bit words
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,9 @@ def check_folder(folder: Path, *, trust_remote_code: bool = False) -> Checkpoint
     config = _read_config(folder)
     _check_code(folder, config, trust_remote_code)
     weights = _weight_files(folder)
-    return Checkpoint(folder, config, weights, _stored_dtype(weights))
+    measured = _measure(weights)
+    _check_sizes(folder, config, measured)
+    return Checkpoint(folder, config, weights, measured.stored_dtype)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -128,24 +133,53 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     return tuple(files)
 
 
-def _stored_dtype(weights: tuple[Path, ...]) -> str:
-    """Open every file, which checks header and length, and return the dtype of most bytes."""
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    stored_dtype: str
+    num_tensors: int
+    largest_size: int
+
+
+def _measure(weights: tuple[Path, ...]) -> _Measured:
+    """Open every file, which checks its header and length."""
     from safetensors import SafetensorError, safe_open
 
-    sizes: dict[str, int] = {}
+    numel_by_dtype: dict[str, int] = {}
+    num_tensors, largest_size = 0, 0
     for path in weights:
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - the file object is no mapping
                     tensor = file.get_slice(name)
-                    numel = 1
-                    for size in tensor.get_shape():
-                        numel *= size
-                    sizes[tensor.get_dtype()] = sizes.get(tensor.get_dtype(), 0) + numel
+                    dtype, shape = tensor.get_dtype(), tensor.get_shape()
+                    numel_by_dtype[dtype] = numel_by_dtype.get(dtype, 0) + math.prod(shape)
+                    largest_size = max(largest_size, *shape, 1)
+                    num_tensors += 1
         except (SafetensorError, OSError, ValueError) as error:
             raise ModelLoadError(
                 f"{path.name} is no whole safetensors file: {error}; download it again."
             ) from error
-    if not sizes:
+    if not num_tensors:
         raise ModelLoadError(f"{weights[0].parent} holds safetensors files without any tensor.")
-    return max(sizes, key=lambda dtype: sizes[dtype])
+    stored_dtype = max(numel_by_dtype, key=lambda dtype: numel_by_dtype[dtype])
+    return _Measured(stored_dtype, num_tensors, largest_size)
+
+
+def _check_sizes(folder: Path, config: dict[str, Any], measured: _Measured) -> None:
+    """Refuse sizes that no tensor has: they would fill the memory before loading fails."""
+    packed = 1 if measured.stored_dtype in _PLAIN_DTYPES else _MAX_CODES_PER_ELEMENT
+    limits = {
+        "num_hidden_layers": measured.num_tensors,
+        "hidden_size": measured.largest_size * packed,
+        # Mixtures of experts carry this one even where no layer uses it.
+        "intermediate_size": max(measured.largest_size * packed, 2**17),
+        "vocab_size": measured.largest_size * packed,
+    }
+    for holder in (config, config.get("text_config")):
+        for key, limit in limits.items():
+            stated = holder.get(key) if isinstance(holder, dict) else None
+            if isinstance(stated, int) and stated > limit:
+                raise ModelLoadError(
+                    f"{folder / 'config.json'} states {key} = {stated}, which the weights belie; "
+                    "config and weights do not belong together."
+                )

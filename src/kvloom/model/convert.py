@@ -20,7 +20,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kvloom.errors import ModelLoadError
-from kvloom.model.digest import Progress, cache_root, cached_sha256, sha256_file, write_json
+from kvloom.model.digest import (
+    Progress,
+    cache_root,
+    cached_sha256,
+    remember_sha256,
+    sha256_file,
+    write_json,
+)
 from kvloom.model.gguf_reader import read_gguf
 from kvloom.model.source import ModelSource, check_gguf
 from kvloom.version import __version__
@@ -112,6 +119,8 @@ def convert_gguf(
             f"{source.path.name} cannot be converted below {folder.parent}: "
             f"{error.strerror or error}; make room or choose another cache folder."
         ) from error
+    if (folder / source.path.name).samefile(source.path):
+        remember_sha256(source.path, sha256, cache_dir)  # the new link changed the file's status
     return folder
 
 

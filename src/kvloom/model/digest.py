@@ -66,8 +66,14 @@ def cached_sha256(
         pass  # no record, or a damaged one: read the file
     sha256 = sha256_file(path, progress)
     if _stamp(path) == before:
-        _remember(record_path, {"stamp": before, "sha256": sha256})
+        _remember(record_path, before, sha256)
     return sha256
+
+
+def remember_sha256(path: Path, sha256: str, cache_dir: Path | None = None) -> None:
+    """Note the digest of a file whose bytes the caller has read."""
+    path = path.resolve()
+    _remember(_record_path(path, cache_root(cache_dir)), _stamp(path), sha256)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -94,9 +100,9 @@ def _record_path(path: Path, root: Path) -> Path:
     return root / "digests" / f"{name}.json"
 
 
-def _remember(record_path: Path, record: dict[str, Any]) -> None:
+def _remember(record_path: Path, stamp: list[Any], sha256: str) -> None:
     try:
         record_path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(record_path, record)
+        write_json(record_path, {"stamp": stamp, "sha256": sha256})
     except OSError as error:
         _log.warning("cannot remember a digest, so it is computed at every start: %s", error)

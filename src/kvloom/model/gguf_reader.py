@@ -110,6 +110,16 @@ def read_facts(gguf: Path, progress: Progress | None = None) -> GgufFacts:
         for name, field in reader.fields.items()
         if field.types and field.types[0] != GGUFValueType.ARRAY
     }
+    architecture = metadata.get("general.architecture")
+    largest = max(int(size) for tensor in reader.tensors for size in tensor.shape)
+    for key, limit in (
+        ("block_count", len(reader.tensors)),
+        ("embedding_length", largest),
+        ("feed_forward_length", largest),
+    ):
+        stated = metadata.get(f"{architecture}.{key}")
+        if isinstance(stated, int) and stated > limit:  # would be built before it failed
+            raise ModelLoadError(f"{gguf.name} states {key} = {stated}, which its tensors belie.")
     factors = {tensor.name: tensor for tensor in reader.tensors}.get("rope_freqs.weight")
     if progress is not None:
         progress("Reading metadata", 1, 1)

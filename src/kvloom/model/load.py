@@ -131,6 +131,7 @@ def _build(
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
+                ignore_mismatched_sizes=True,  # so that they are named, and refused below
                 output_loading_info=True,
             )
     except (KvloomError, MemoryError):
