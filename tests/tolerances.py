@@ -10,9 +10,11 @@ TOLERANCE = {
         "probabilities": 1e-5,
         "rotation": 1e-5,
         "attention": 1e-5,
+        "logits": 1e-4,
     },
     "bfloat16": {
         "attention": 5e-2,
+        "logits": 6e-2,
     },
     "float16": {
         "attention": 5e-3,

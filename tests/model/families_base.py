@@ -73,11 +73,12 @@ class Family:
 
     Args:
         expect: "movable" keys follow a rotary table or carry no position; "opaque" runs, but the
-            table is not explained, so positions stay fixed; "absolute" runs, but positions are
-            baked into hidden states; "refused" cannot run through the attention seam.
+            table is not explained, so positions stay fixed; "absolute" runs, but its numbers depend
+            on where a text starts; "refused" cannot run through the attention seam.
         reason: why it is not movable.
         full_forward_only: plain transformers disagrees with itself between one pass and two with
             its cache, so that only the whole pass is an oracle.
+        says: words that the refusal holds; some for every refused family, none for the others.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Family:
     expect: Expectation
     reason: str = ""
     full_forward_only: bool = False
+    says: str = ""
 
 
 def family(
@@ -99,6 +101,11 @@ def family(
     """Describe a family by the configuration values that differ from the tiny ones."""
     config = partial(tiny_config, model_type or name, own)
     return Family(name, config, expect, reason, full_forward_only)
+
+
+def saying(words: str, *entries: Family) -> tuple[Family, ...]:
+    """Return families that are refused with these words."""
+    return tuple(dataclasses.replace(entry, says=words) for entry in entries)
 
 
 def tiny_config(model_type: str, own: dict[str, Any]) -> PreTrainedConfig:

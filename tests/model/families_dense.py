@@ -36,8 +36,9 @@ THETAS = [1e4, 0.0, 5e5, 1e3]
 LINEAR: dict[str, Any] = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
 DYNAMIC: dict[str, Any] = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 # Past 64 tokens plain transformers disagrees with its own cache: old keys keep the old table.
-LENGTH_DEPENDENT = "the rotary table changes once a sequence is longer than 64"
+LENGTH_DEPENDENT = "the rotary table changes once a sequence is longer than 64: it ends there"
 COMPLEX_TABLE = "the rotary table is complex, not (cos, sin)"
+QUERY_SCALE = "queries are scaled by their position"
 NORM_AFTER_ROPE = "keys are normalised, with a weight per dimension, after the rotation"
 GEMMA4: dict[str, Any] = {
     "layer_types": ALTERNATING,
@@ -58,8 +59,7 @@ DENSE = (
     family("llama_linear", model_type="llama", rope_parameters=LINEAR),
     family(
         "llama_dynamic",
-        "opaque",
-        LENGTH_DEPENDENT,
+        reason=LENGTH_DEPENDENT,
         model_type="llama",
         rope_parameters=DYNAMIC,
         max_position_embeddings=64,
@@ -68,6 +68,8 @@ DENSE = (
     family("ministral", layer_types=ALTERNATING),
     family(
         "ministral3",
+        "absolute",
+        QUERY_SCALE,
         rope_parameters=YARN
         | {"llama_4_scaling_beta": 0.5, "original_max_position_embeddings": 16},
     ),
@@ -89,8 +91,7 @@ DENSE = (
     family("phi3_window", model_type="phi3"),
     family(
         "phi3_longrope",
-        "opaque",
-        LENGTH_DEPENDENT,
+        reason=LENGTH_DEPENDENT,
         model_type="phi3",
         sliding_window=None,
         rope_parameters=LONGROPE,
@@ -134,7 +135,7 @@ DENSE = (
     family("helium"),
     family("exaone4", layer_types=ALTERNATING),
     family("ernie4_5"),
-    family("hunyuan_v1_dense", "opaque", NORM_AFTER_ROPE),
+    family("hunyuan_v1_dense", "absolute", NORM_AFTER_ROPE),
     family("seed_oss", head_dim=24),
     family("arcee"),
     family("apertus"),

@@ -6,7 +6,7 @@ Does not know: how a family is built or probed.
 
 from typing import Any
 
-from tests.model.families_base import WINDOW, family
+from tests.model.families_base import WINDOW, family, saying
 from tests.model.families_dense import ALTERNATING, GEMMA4, GEMMA4_PER_LAYER
 
 LEARNED = "learned absolute positions are part of the hidden states"
@@ -20,10 +20,23 @@ UNTOLD = "a window reaches the mask only, never the attention function"
 REPEATED = "one attention module is called several times per pass"
 COUNTED = "positions are counted in the call, position_ids do not reach them"
 LATE = "positions counted by the model start after the padding id, not at 0"
+# What a refusal says it is for.
+NEVER_CALLED = "never calls transformers' AttentionInterface"
+OTHER_MASK = "neither causal nor a window"
+OWN_MASK = "adds something of its own to its mask"
+OTHER_ATTENTION = "its attention uses something kvloom does not know"
+OTHER_STEPS = "keeps state outside of its attention"
 MAMBA_EVERY_OTHER = ["linear_attention", "full_attention"] * 2
 CONVOLUTION_EVERY_OTHER = ["conv", "full_attention"] * 2
 UNGROUPED: dict[str, Any] = {"num_key_value_heads": 4}
 INDEX: dict[str, Any] = {"index_topk": 8, "index_head_dim": 16, "index_n_heads": 2}
+# So many keys that a short text never shows the choice among them.
+FAR_INDEX = INDEX | {"index_topk": 256}
+BLOCK_INDEX: dict[str, Any] = {
+    "layer_types": ["full_attention", "minimax_m3_sparse"] * 2,
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+}
 LINEAR_STATE: dict[str, Any] = {
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
@@ -65,9 +78,16 @@ SHARING = (
     ),
 )
 
-# The attention function sees these, but what it sees is not the whole truth.
+# Right, though it does not look so: the probe reads masks, and tells layers apart by their calls.
 MISLEADING = (
-    family("phimoe_window", "refused", UNTOLD, model_type="phimoe"),
+    family("phimoe_window", reason=UNTOLD, model_type="phimoe"),
+    family("phimoe_window_far", reason=UNTOLD, model_type="phimoe", sliding_window=256),
+    family("diffllama", reason=REPEATED),
+    family("hrm_text", reason=REPEATED, num_hidden_layers=2, prefix_lm=False),
+)
+
+CHUNKED = saying(
+    OTHER_MASK,
     family(
         "llama4_text",
         "refused",
@@ -79,7 +99,7 @@ MISLEADING = (
         floor_scale=8,
         attn_scale=0.5,
     ),
-    # The same, and an untold window, out of reach of a short probe.
+    # The same out of reach of a short probe.
     family(
         "llama4_text_far",
         "refused",
@@ -90,48 +110,81 @@ MISLEADING = (
         attention_chunk_size=256,
         floor_scale=256,
     ),
-    family("phimoe_window_far", "refused", UNTOLD, model_type="phimoe", sliding_window=256),
-    family("diffllama", "refused", REPEATED),
-    family("hrm_text", "refused", REPEATED, num_hidden_layers=2, prefix_lm=False),
-    family("doge", "refused", VALUE_MASK, full_forward_only=True, keep_window_size=8),
-    family("deepseek_v4", "refused", SPARSE_INDEX),
-    family(
-        "deepseek_v32",
-        "refused",
-        SPARSE_INDEX,
-        full_forward_only=True,
-        first_k_dense_replace=1,
-        **INDEX,
-        **UNGROUPED,
+)
+
+INDEXED = saying(
+    OTHER_ATTENTION,
+    *(
+        family(name, "refused", SPARSE_INDEX, full_forward_only=True, **INDEX, **UNGROUPED)
+        for name in ("axk2", "hy_v4", "dots3_note_text")
     ),
-    family(
-        "glm_moe_dsa",
-        "refused",
-        SPARSE_INDEX,
-        full_forward_only=True,
-        first_k_dense_replace=1,
-        **INDEX,
-        **UNGROUPED,
-    ),
-    family("axk2", "refused", SPARSE_INDEX, full_forward_only=True, **INDEX, **UNGROUPED),
-    family("hy_v4", "refused", SPARSE_INDEX, full_forward_only=True, **INDEX, **UNGROUPED),
-    family(
-        "dots3_note_text", "refused", SPARSE_INDEX, full_forward_only=True, **INDEX, **UNGROUPED
+    *(
+        family(
+            name,
+            "refused",
+            SPARSE_INDEX,
+            full_forward_only=True,
+            first_k_dense_replace=1,
+            **INDEX,
+            **UNGROUPED,
+        )
+        for name in ("deepseek_v32", "glm_moe_dsa")
     ),
     family(
         "minimax_m3_sparse",
         "refused",
         SPARSE_INDEX,
         model_type="minimax_m3_vl_text",
-        layer_types=["full_attention", "minimax_m3_sparse"] * 2,
-        index_n_heads=2,
-        index_head_dim=16,
         index_block_size=8,
         index_topk_blocks=2,
+        **BLOCK_INDEX,
     ),
 )
 
-UNREACHED = (
+# As the real checkpoints are: nothing is left out of a text as short as the probe's.
+INDEXED_FAR = saying(
+    OTHER_STEPS,
+    *(
+        family(f"{name}_far", "refused", SPARSE_INDEX, model_type=name, **FAR_INDEX, **UNGROUPED)
+        for name in ("axk2", "hy_v4", "dots3_note_text", "deepseek_v32", "glm_moe_dsa")
+    ),
+    *(
+        family(
+            f"minimax_m3_sparse_{size}",
+            "refused",
+            SPARSE_INDEX,
+            model_type="minimax_m3_vl_text",
+            index_block_size=size,
+            index_topk_blocks=topk,
+            **BLOCK_INDEX,
+        )
+        for size, topk in ((8, 16), (64, 4))
+    ),
+)
+
+MASK_MAKERS = saying(
+    OWN_MASK,
+    family("doge", "refused", VALUE_MASK, full_forward_only=True, keep_window_size=8),
+    family("doge_far", "refused", VALUE_MASK, model_type="doge", keep_window_size=256),
+    family("deepseek_v4", "refused", SPARSE_INDEX),
+    family(
+        "qwen4_exp_text",
+        "refused",
+        SPARSE_INDEX,
+        layer_types=["linear_attention", "indexed_attention"] * 2,
+        indexer_n_heads=2,
+        indexer_kv_heads=1,
+        indexer_head_dim=16,
+        indexer_budget=8,
+        indexer_compress_ratio=2,
+        hc_lowrank=8,
+        hc_count=2,
+        **LINEAR_STATE,
+    ),
+)
+
+UNREACHED = saying(
+    NEVER_CALLED,
     family("gpt_neox_japanese", "refused", OWN),
     family(
         "gpt_neo",
@@ -160,7 +213,8 @@ UNREACHED = (
 )
 
 # Decoders cut from encoder-decoder models: position_ids are no argument of theirs, or start late.
-MISCOUNTED = (
+MISCOUNTED = saying(
+    OTHER_STEPS,
     family("bart", "refused", COUNTED, full_forward_only=True),
     family("mbart", "refused", COUNTED, full_forward_only=True),
     family("plbart", "refused", COUNTED, full_forward_only=True),
@@ -173,7 +227,8 @@ MISCOUNTED = (
     family("xlm-roberta", "refused", LATE, is_decoder=True, pad_token_id=1),
 )
 
-STATEFUL = (
+STATE_ONLY = saying(
+    NEVER_CALLED,
     family("mamba", "refused", RECURRENT, full_forward_only=True, state_size=8),
     family(
         "mamba2",
@@ -188,6 +243,10 @@ STATEFUL = (
     family("falcon_mamba", "refused", RECURRENT, full_forward_only=True, state_size=8),
     family("rwkv", "refused", RECURRENT, full_forward_only=True),
     family("xlstm", "refused", RECURRENT, full_forward_only=True, chunk_size=16),
+)
+
+STATEFUL = saying(
+    OTHER_STEPS,
     family(
         "jamba",
         "refused",
@@ -257,20 +316,6 @@ STATEFUL = (
     family("qwen3_next", "refused", RECURRENT, layer_types=MAMBA_EVERY_OTHER, **LINEAR_STATE),
     family("qwen3_5_text", "refused", RECURRENT, layer_types=MAMBA_EVERY_OTHER, **LINEAR_STATE),
     family("qwen3_5_moe_text", "refused", RECURRENT, layer_types=MAMBA_EVERY_OTHER, **LINEAR_STATE),
-    family(
-        "qwen4_exp_text",
-        "refused",
-        RECURRENT,
-        layer_types=["linear_attention", "indexed_attention"] * 2,
-        indexer_n_heads=2,
-        indexer_kv_heads=1,
-        indexer_head_dim=16,
-        indexer_budget=8,
-        indexer_compress_ratio=2,
-        hc_lowrank=8,
-        hc_count=2,
-        **LINEAR_STATE,
-    ),
     family("olmo_hybrid", "refused", RECURRENT, layer_types=MAMBA_EVERY_OTHER, **LINEAR_STATE),
     family(
         "kimi_linear",
@@ -282,6 +327,10 @@ STATEFUL = (
         **UNGROUPED,
     ),
     family("bailing_hybrid", "refused", RECURRENT, layer_group_size=2, **UNGROUPED),
+)
+
+STATE_AND_BIAS = saying(
+    OTHER_ATTENTION,
     family(
         "inkling_text",
         "refused",
@@ -293,4 +342,17 @@ STATEFUL = (
     family("inkling2_text", "refused", RECURRENT, sliding_window_size=WINDOW),
 )
 
-OTHER = ABSOLUTE + SHARING + MISLEADING + UNREACHED + MISCOUNTED + STATEFUL
+OTHER = (
+    ABSOLUTE
+    + SHARING
+    + MISLEADING
+    + CHUNKED
+    + INDEXED
+    + INDEXED_FAR
+    + MASK_MAKERS
+    + UNREACHED
+    + MISCOUNTED
+    + STATE_ONLY
+    + STATEFUL
+    + STATE_AND_BIAS
+)

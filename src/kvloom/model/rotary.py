@@ -51,6 +51,8 @@ def _constant_until(rotary: RotaryModule, limit: int) -> int:
         short = table_at(rotary, selector, SHORT_POSITIONS)
 
         def same(length: int, selector: tuple[Any, ...] = selector, short: Any = short) -> bool:
+            # A dynamic table stays grown at its own length: only a shorter text takes it back.
+            table_at(rotary, selector, SHORT_POSITIONS)
             probe = table_at(rotary, selector, (*SHORT_POSITIONS, length - 1))
             parts = zip(probe, short, strict=True)
             return all(torch.allclose(p[: len(s)], s, atol=1e-6) for p, s in parts)
@@ -61,7 +63,7 @@ def _constant_until(rotary: RotaryModule, limit: int) -> int:
                 middle = (low + high) // 2
                 low, high = (middle, high) if same(middle) else (low, middle)
             constant = min(constant, low)
-        table_at(rotary, selector, SHORT_POSITIONS)  # a dynamic table returns to its short form
+        table_at(rotary, selector, SHORT_POSITIONS)
     return constant
 
 

@@ -43,12 +43,14 @@ def check_runner(
     ids = tokens.numpy().astype(np.int64)
     pool = _pool(runner, 2 * len(ids), dtype)
     doc, other = KVDoc(pool, Lineage.root(b"probe")), KVDoc(pool, Lineage.root(b"probe"))
-    cuts = [0, len(ids) // 2, len(ids) - 5, len(ids) - 2, len(ids) - 1, len(ids)]
+    ends = (len(ids) // 2, len(ids) - 5, len(ids) - 2, len(ids) - 1, len(ids))
+    cuts = sorted({0, *(end for end in ends if end > 0)})
     worst, where = 0.0, ""
     for number, (start, stop) in enumerate(pairwise(cuts)):
         rows = [_rows(doc, ids, start, stop, "all")]
-        if number < 2:
-            rows.insert(0, _rows(other, ids[::-1].copy(), other.length, other.length + 7, "none"))
+        more = min(other.length + 7, len(ids))
+        if number < 2 and more > other.length:
+            rows.insert(0, _rows(other, ids[::-1].copy(), other.length, more, "none"))
         logits = runner.forward(rows).logits[-1]
         if logits is None:
             return float("inf"), "in packed steps"
