@@ -43,7 +43,7 @@ class FakeTokenizer:
 
     def chat_tokens(self, messages: list[dict[str, Any]]) -> list[int]:
         if messages[-1]["role"] == "assistant":
-            raise ValueError("the last turn must be the user's")
+            raise RequestError("The chat template refuses this.", param="messages")
         text = "".join(f"{m['role']}:{m['content']}\n" for m in messages)
         return self.encode(text)
 
@@ -74,7 +74,7 @@ class FakeAsyncLLM:
         self.finished: Counter[str] = Counter()
         self._seen: set[tuple[int, ...]] = set()
 
-    def stats(self) -> EngineStats:
+    async def stats(self) -> EngineStats:
         if self.stats_failure is not None:
             raise self.stats_failure
         return EngineStats(

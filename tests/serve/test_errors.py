@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from kvloom.errors import CapacityError, FidelityError, KvloomError, RequestError, StoreError
+from kvloom.errors import (
+    CapacityError,
+    FidelityError,
+    KvloomError,
+    RequestError,
+    StoreError,
+    UnsupportedModelError,
+)
 from kvloom.serve.errors import (
     EngineFailedError,
     GenerationAbortedError,
@@ -20,7 +27,8 @@ from kvloom.serve.errors import (
     [
         (RequestError("x"), 400),
         (FidelityError("x"), 400),
-        (KvloomError("x"), 400),
+        (UnsupportedModelError("x"), 400),
+        (KvloomError("x"), 500),
         (CapacityError("x"), 400),
         (CapacityError("x", retry_after_s=3), 429),
         (UnknownModelError("x"), 404),

@@ -29,7 +29,9 @@ def test_every_counter_of_the_engine_is_exported() -> None:
     names = {field.name for field in fields(EngineStats)} - {"requests_finished"}
     assert set(GAUGES) | set(COUNTERS) == names
     stats = EngineStats(**{name: number for number, name in enumerate(sorted(names), 5)})
-    registry = Metrics(lambda: stats).registry
+    metrics = Metrics()
+    metrics.exposition("", stats)
+    registry = metrics.registry
     for name in names:
         suffix = "_total" if name in COUNTERS else ""
         assert registry.get_sample_value(f"kvloom_{name}{suffix}") == getattr(stats, name)
@@ -61,8 +63,11 @@ def test_requests_and_their_reasons_are_counted(server: RunningServer) -> None:
 def test_strange_routes_and_methods_share_one_label(server: RunningServer) -> None:
     for number in range(5):
         server.get(f"/scan/{number}")
-    labels = {("method", "GET"), ("route", "unknown"), ("status", "404")}
-    assert samples(server)["kvloom_http_request_seconds_count", frozenset(labels)] == 5
+        server.client.request(f"BREW{number}", f"{server.url}/scan/{number}")
+    got = samples(server)
+    for method in ("GET", "other"):
+        labels = {("method", method), ("route", "unknown"), ("status", "404")}
+        assert got["kvloom_http_request_seconds_count", frozenset(labels)] == 5
 
 
 def test_requests_under_way_are_shown(server: RunningServer) -> None:
@@ -83,7 +88,7 @@ def test_requests_under_way_are_shown(server: RunningServer) -> None:
     ],
 )
 def test_receipts_without_a_span_of_time_are_fine(usage: Usage) -> None:
-    metrics = Metrics(EngineStats)
+    metrics = Metrics()
     metrics.finished(usage)
     registry = metrics.registry
     firsts = registry.get_sample_value("kvloom_time_to_first_token_seconds_count")
@@ -93,7 +98,21 @@ def test_receipts_without_a_span_of_time_are_fine(usage: Usage) -> None:
 
 
 def test_servers_share_no_registry() -> None:
-    first, second = Metrics(EngineStats), Metrics(EngineStats)
+    first, second = Metrics(), Metrics()
     first.disconnects.inc()
     assert second.registry.get_sample_value("kvloom_client_disconnects_total") == 0
     assert REGISTRY.get_sample_value("kvloom_client_disconnects_total") is None
+
+
+def test_prompts_that_wait_for_a_token_are_the_queue() -> None:
+    metrics = Metrics()
+    with metrics.awaiting_first_token() as first:
+        with pytest.raises(KeyError), metrics.awaiting_first_token():
+            raise KeyError
+        first()
+        first()
+        with metrics.awaiting_first_token():
+            pass
+    value = metrics.registry.get_sample_value
+    assert value("kvloom_queue_length_count") == 3
+    assert value("kvloom_queue_length_sum") == 1

@@ -19,7 +19,7 @@ from .fake_llm import FakeAsyncLLM
 
 
 def service_of(llm: FakeAsyncLLM, **settings: Any) -> Service:
-    return Service(llm, ServerConfig(**settings), Metrics(llm.stats))
+    return Service(llm, ServerConfig(**settings), Metrics())
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:

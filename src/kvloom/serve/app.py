@@ -39,7 +39,7 @@ def create_app(llm: Backend, config: ServerConfig) -> FastAPI:
         llm: the engine, an `AsyncLLM`.
         config: limits and names; the address is `run`'s matter.
     """
-    service = Service(llm, config, Metrics(llm.stats))
+    service = Service(llm, config, Metrics())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

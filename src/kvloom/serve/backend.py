@@ -6,7 +6,7 @@ Does not know: how they are answered; tests stand in with an engine of their own
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +28,11 @@ class Tokenizer(Protocol):
         ...
 
     def chat_tokens(self, messages: list[dict[str, Any]]) -> list[int]:
-        """Return the token ids of a conversation, generation prompt added."""
+        """Return the token ids of a conversation, generation prompt added.
+
+        Raises:
+            RequestError: the model's chat template does not take the messages.
+        """
         ...
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -61,12 +65,12 @@ class Backend(Protocol):
 
     def stream(
         self, prompt: str | list[int], params: SamplingParams | None = None
-    ) -> AsyncGenerator[StreamChunk, None]:
-        """Generate; closing the generator cancels the request and frees its pages at once."""
+    ) -> AsyncIterator[StreamChunk]:
+        """Generate; closing the async generator cancels the request and frees its pages."""
         ...
 
-    def stats(self) -> EngineStats:
-        """Return the engine's counters; must not wait for a running step."""
+    async def stats(self) -> EngineStats:
+        """Return the engine's counters."""
         ...
 
     async def close(self) -> None:

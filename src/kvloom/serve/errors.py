@@ -15,7 +15,13 @@ from typing import Any
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from kvloom.errors import CapacityError, KvloomError, RequestError, StoreError
+from kvloom.errors import (
+    CapacityError,
+    FidelityError,
+    KvloomError,
+    RequestError,
+    UnsupportedModelError,
+)
 
 MAX_MESSAGE_CHARS = 2000
 MAX_PARAM_CHARS = 100
@@ -99,10 +105,11 @@ def reply_to(error: BaseException) -> ErrorReply:
             reply = ErrorReply(429, message, "rate_limit_error", code="queue_full", headers=wait)
         case ShuttingDownError():
             reply = ErrorReply(503, message, "server_error", code="shutting_down")
-        case GenerationAbortedError() | EngineFailedError() | StoreError():
-            reply = ErrorReply(500, message, "server_error", code="engine_error")
-        case KvloomError():
+        case UnsupportedModelError() | FidelityError():
             reply = ErrorReply(400, message)
+        case KvloomError():
+            # The engine's own word for "I failed"; what the client got wrong has a class above.
+            reply = ErrorReply(500, message, "server_error", code="engine_error")
         case _:
             reply = ErrorReply(
                 500,

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -46,26 +48,29 @@ COUNTERS = {
 
 
 class EngineCollector(Collector):
-    """Reads the engine's counters when Prometheus asks for them."""
+    """Shows the engine's counters as they were when Prometheus asked.
 
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
-        self._stats = stats
+    Attributes:
+        stats: the counters.
+    """
+
+    def __init__(self) -> None:
+        self.stats = EngineStats()
 
     def describe(self) -> list[Metric]:
-        """Return nothing, so that registering does not ask the engine."""
+        """Return nothing, so that registering shows no counters."""
         return []
 
     def collect(self) -> Iterator[Metric]:
         """Yield the engine's gauges and counters."""
-        stats = self._stats()
         for name, help_text in GAUGES.items():
-            yield GaugeMetricFamily(f"kvloom_{name}", help_text, value=getattr(stats, name))
+            yield GaugeMetricFamily(f"kvloom_{name}", help_text, value=getattr(self.stats, name))
         for name, help_text in COUNTERS.items():
-            yield CounterMetricFamily(f"kvloom_{name}", help_text, value=getattr(stats, name))
+            yield CounterMetricFamily(f"kvloom_{name}", help_text, value=getattr(self.stats, name))
         finished = CounterMetricFamily(
             "kvloom_requests_finished", "Requests by finish reason.", labels=["reason"]
         )
-        for reason, count in stats.requests_finished.items():
+        for reason, count in self.stats.requests_finished.items():
             finished.add_metric([reason], count)
         yield finished
 
@@ -73,10 +78,11 @@ class EngineCollector(Collector):
 class Metrics:
     """The server's metrics in a registry of their own."""
 
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+    def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self._stats = stats
-        registry.register(EngineCollector(stats))
+        self._engine = EngineCollector()
+        self._num_awaiting = 0
+        registry.register(self._engine)
         ProcessCollector(registry=registry)
         self.http_seconds = Histogram(
             "kvloom_http_request_seconds",
@@ -95,7 +101,7 @@ class Metrics:
         )
         self.queue_length = Histogram(
             "kvloom_queue_length",
-            "Requests that waited in the engine when a prompt was submitted.",
+            "Prompts without a first token yet when another was submitted.",
             buckets=REQUESTS,
             registry=registry,
         )
@@ -115,9 +121,33 @@ class Metrics:
             "kvloom_prompt_length_tokens", "Tokens per prompt.", buckets=TOKENS, registry=registry
         )
 
-    def submitted(self) -> None:
-        """Count a prompt that goes to the engine now."""
-        self.queue_length.observe(self._stats().waiting)
+    def exposition(self, accept: str, stats: EngineStats) -> tuple[bytes, str]:
+        """Return all metrics and their content type.
+
+        Args:
+            accept: the `Accept` header.
+            stats: the engine's counters as they are now.
+        """
+        self._engine.stats = stats
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    @contextmanager
+    def awaiting_first_token(self) -> Iterator[Callable[[], None]]:
+        """Count a prompt that goes to the engine now, until the yielded function is called."""
+        self.queue_length.observe(self._num_awaiting)
+        self._num_awaiting += 1
+        awaiting = True
+
+        def first_token() -> None:
+            nonlocal awaiting
+            self._num_awaiting -= awaiting
+            awaiting = False
+
+        try:
+            yield first_token
+        finally:
+            first_token()
 
     def finished(self, usage: Usage) -> None:
         """Count a prompt that was answered."""

@@ -6,16 +6,17 @@ Does not know: engine internals or the shape of replies.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException
 from fastapi.responses import JSONResponse
-from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
 from kvloom.errors import RequestError
+from kvloom.outputs import EngineStats
 from kvloom.serve.backend import Tokenizer
 from kvloom.serve.chats import ChatWriter
 from kvloom.serve.completions import CompletionWriter, Prompt
@@ -25,6 +26,9 @@ from kvloom.serve.schemas import ChatBody, CompletionBody, DetokenizeBody, Token
 from kvloom.serve.service import PromptChunks, Service
 from kvloom.serve.sse import EventStream
 from kvloom.serve.strict_json import StrictJSONRoute
+
+# The engine answers between two steps, and a step over a long prompt takes seconds.
+STATS_TIMEOUT_S = 30.0
 
 router = APIRouter(route_class=StrictJSONRoute)
 
@@ -119,18 +123,24 @@ async def detokenize(body: DetokenizeBody, service: Parts) -> JSONResponse:
 @router.get("/health", tags=["operation"])
 async def health(service: Parts) -> JSONResponse:
     """Say whether the engine answers."""
-    try:
-        stats = service.llm.stats()
-    except Exception as error:
-        raise HTTPException(503, "The engine does not answer; the log holds the reason.") from error
+    stats = await _stats(service)
     return JSONResponse({"status": "ok", "running": stats.running, "waiting": stats.waiting})
 
 
 @router.get("/metrics", tags=["operation"])
 async def metrics(request: Request, service: Parts) -> Response:
     """Return the metrics in Prometheus' format."""
-    encode, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(service.metrics.registry), headers={"Content-Type": content_type})
+    accept = request.headers.get("accept", "")
+    body, content_type = service.metrics.exposition(accept, await _stats(service))
+    return Response(body, headers={"Content-Type": content_type})
+
+
+async def _stats(service: Service) -> EngineStats:
+    try:
+        async with asyncio.timeout(STATS_TIMEOUT_S):
+            return await service.llm.stats()
+    except Exception as error:
+        raise HTTPException(503, "The engine does not answer; the log holds the reason.") from error
 
 
 def _model_card(service: Service) -> dict[str, Any]:

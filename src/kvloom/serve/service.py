@@ -13,9 +13,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from kvloom.errors import KvloomError, RequestError
+from kvloom.errors import KvloomError
 from kvloom.outputs import StreamChunk
 from kvloom.params import SamplingParams
 from kvloom.serve.backend import Backend, Tokenizer
@@ -90,16 +90,7 @@ class Service:
         Raises:
             RequestError: the model's template refuses the messages.
         """
-        try:
-            return await self.with_tokenizer(lambda tokenizer: tokenizer.chat_tokens(messages))
-        except KvloomError:
-            raise
-        except Exception as error:
-            # Templates raise on purpose, for example when the roles do not alternate.
-            logger.warning("chat template refused messages", exc_info=True)
-            raise RequestError(
-                f"The model's chat template refuses the messages: {error}.", param="messages"
-            ) from error
+        return await self.with_tokenizer(lambda tokenizer: tokenizer.chat_tokens(messages))
 
     async def generate(self, prompts: Sequence[list[int]], params: SamplingParams) -> PromptChunks:
         """Yield (which prompt, chunk); closing the generator cancels every prompt.
@@ -117,13 +108,15 @@ class Service:
     async def _one(self, index: int, prompt: list[int], params: SamplingParams) -> PromptChunks:
         ended = False
         try:
-            self.metrics.submitted()
-            async with aclosing(self.llm.stream(prompt, params)) as chunks:
-                async for chunk in chunks:
-                    if chunk.finish_reason == "abort":
-                        break
-                    ended = chunk.usage is not None
-                    yield index, chunk
+            stream = cast(AsyncGenerator[StreamChunk, None], self.llm.stream(prompt, params))
+            with self.metrics.awaiting_first_token() as first_token:
+                async with aclosing(stream):
+                    async for chunk in stream:
+                        first_token()
+                        if chunk.finish_reason == "abort":
+                            break
+                        ended = chunk.usage is not None
+                        yield index, chunk
         except KvloomError:
             raise
         except Exception as error:
