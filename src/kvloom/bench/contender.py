@@ -1,0 +1,101 @@
+"""A contender: one engine over the whole run, which may fail without ending it.
+
+Knows: how a task becomes requests to a worker, and what is noted around them.
+Does not know: the other contenders.
+"""
+
+from __future__ import annotations
+
+import time
+
+from kvloom.bench.machine import other_cores, read_cpu, resident_bytes
+from kvloom.bench.peers.registry import Engine
+from kvloom.bench.peers.wire import CompleteRequest, Loaded, LoadRequest, RememberRequest
+from kvloom.bench.prompts import RoundPrompts
+from kvloom.bench.results import EngineReport, Sample
+from kvloom.bench.tasks import Task
+from kvloom.bench.worker import WorkerError, WorkerProcess
+
+
+class Contender:
+    """An engine that is started once and then measured round by round.
+
+    Attributes:
+        name: of the engine.
+    """
+
+    def __init__(self, engine: Engine, timeout_s: float) -> None:
+        self.name = engine.name
+        self._engine = engine
+        self._timeout_s = timeout_s
+        self._worker: WorkerProcess | None = None
+        self._loaded: Loaded | None = None
+        self._ready_s: float | None = None
+        self._ready_rss_bytes: int | None = None
+        self._failure: str | None = None
+
+    def start(self, request: LoadRequest) -> None:
+        """Start the process and wait until it is ready; a failure is kept for the report."""
+        try:
+            self._worker = WorkerProcess(self.name, self._engine.command, self._timeout_s)
+            self._loaded = self._worker.load(request)
+        except WorkerError as error:
+            self._failure = str(error)
+            return
+        self._ready_s = time.perf_counter() - self._worker.started_at
+        self._ready_rss_bytes = resident_bytes(self._worker.pid)
+
+    def run(
+        self, task: Task, prompts: RoundPrompts, *, warm_up: bool
+    ) -> tuple[Sample, list[list[int]]]:
+        """Run a task once; return its times and the generated tokens.
+
+        Raises:
+            WorkerError: the engine failed, now or before.
+        """
+        worker = self._worker
+        if worker is None or self._failure is not None:
+            raise WorkerError(self._failure or f"{self.name} was not started")
+        request = CompleteRequest(
+            prompts=[list(prompt) for prompt in prompts.prompts],
+            new_tokens=task.new_tokens,
+            shared_tokens=len(prompts.shared),
+        )
+        try:
+            if warm_up and prompts.shared:
+                worker.remember(RememberRequest(tokens=list(prompts.shared)))
+            before = read_cpu(worker.pid)
+            done = worker.complete(request)
+            after = read_cpu(worker.pid)
+        except WorkerError as error:
+            if not worker.alive:
+                self._failure = str(error)
+            raise
+        sample = Sample(
+            prompt_tokens=sum(map(len, request.prompts)),
+            new_tokens=sum(map(len, done.token_ids)),
+            first_token_s=done.first_token_s,
+            total_s=done.total_s,
+            cached_tokens=done.cached_tokens,
+            other_cores=other_cores(before, after),
+        )
+        return sample, done.token_ids
+
+    def report(self) -> EngineReport:
+        """Return what is known about the engine by now."""
+        loaded = self._loaded
+        return EngineReport(
+            name=self.name,
+            versions={} if loaded is None else loaded.versions,
+            dtype=None if loaded is None else loaded.dtype,
+            threads=None if loaded is None else loaded.threads,
+            ready_s=self._ready_s,
+            ready_rss_bytes=self._ready_rss_bytes,
+            peak_rss_bytes=None if self._worker is None else self._worker.peak_rss_bytes,
+            failure=self._failure,
+        )
+
+    def close(self) -> None:
+        """End the process."""
+        if self._worker is not None:
+            self._worker.close()

@@ -1,0 +1,126 @@
+"""kvloom as one engine of the bench, through its public API.
+
+Knows: how a user runs `LLM` for speed and reads its times from outside.
+Does not know: tasks or other engines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kvloom.bench.peers.wire import (
+    CompleteRequest,
+    Completion,
+    Loaded,
+    LoadRequest,
+    Operation,
+    Progress,
+    Remembered,
+    RememberRequest,
+    Tokenized,
+    TokenizeRequest,
+    serve,
+)
+
+if TYPE_CHECKING:
+    from kvloom import LLM, SamplingParams
+
+
+class KvloomWorker:
+    """Answers the bench with an `LLM`; its automatic prefix cache is on, as it is by default."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._llm: LLM | None = None
+
+    def load(self, fields: dict[str, Any]) -> Loaded:
+        """Load the model."""
+        import torch
+
+        from kvloom import LLM
+
+        request = LoadRequest(**fields)
+        settings: dict[str, Any] = {"dtype": request.dtype, "kv_memory": request.kv_memory}
+        self._llm = LLM(request.model, threads=request.threads, progress=self._progress, **settings)
+        passport = self._llm.passport
+        return Loaded(
+            model_path=str(self._llm.model_path),
+            dtype=passport.formats.weights,
+            threads=torch.get_num_threads(),
+            versions=dict(passport.versions),
+        )
+
+    def tokenize(self, fields: dict[str, Any]) -> Tokenized:
+        """Return the tokens of a text."""
+        encode = self._loaded.tokenizer.encode
+        text = TokenizeRequest(**fields).text
+        return Tokenized(leading=encode(""), tokens=encode(text, add_special_tokens=False))
+
+    def remember(self, fields: dict[str, Any]) -> Remembered:
+        """Send the tokens as an earlier request; the prefix cache keeps them."""
+        self._loaded.generate(RememberRequest(**fields).tokens, _greedy(1))
+        return Remembered()
+
+    def complete(self, fields: dict[str, Any]) -> Completion:
+        """Stream one prompt, or generate many at once."""
+        request = CompleteRequest(**fields)
+        params = _greedy(request.new_tokens)
+        if len(request.prompts) == 1:
+            return self._stream(request.prompts[0], params)
+        started = time.perf_counter()
+        results = self._loaded.generate(request.prompts, params)
+        total_s = time.perf_counter() - started
+        first_token_s = [result.usage.time_to_first_token_s for result in results]
+        return Completion(
+            token_ids=[list(result.outputs[0].token_ids) for result in results],
+            first_token_s=min(seconds for seconds in first_token_s if seconds is not None),
+            total_s=total_s,
+            cached_tokens=sum(result.usage.cached_tokens for result in results),
+        )
+
+    def _stream(self, prompt: list[int], params: SamplingParams) -> Completion:
+        token_ids: list[int] = []
+        first_token_s, cached_tokens = 0.0, 0
+        started = time.perf_counter()
+        for chunk in self._loaded.stream(prompt, params):
+            if chunk.token_ids and not token_ids:
+                first_token_s = time.perf_counter() - started
+            token_ids += chunk.token_ids
+            if chunk.usage is not None:
+                cached_tokens = chunk.usage.cached_tokens
+        total_s = time.perf_counter() - started
+        return Completion(
+            token_ids=[token_ids],
+            first_token_s=first_token_s,
+            total_s=total_s,
+            cached_tokens=cached_tokens,
+        )
+
+    @property
+    def _loaded(self) -> LLM:
+        if self._llm is None:
+            raise RuntimeError("no model is loaded; ask for `load` first")
+        return self._llm
+
+
+def _greedy(new_tokens: int) -> SamplingParams:
+    from kvloom import SamplingParams
+
+    return SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
+
+
+def operations(progress: Progress) -> Mapping[str, Operation]:
+    """Return what this worker can do."""
+    worker = KvloomWorker(progress)
+    return {
+        "load": worker.load,
+        "tokenize": worker.tokenize,
+        "remember": worker.remember,
+        "complete": worker.complete,
+    }
+
+
+if __name__ == "__main__":
+    serve(operations)

@@ -1,0 +1,105 @@
+"""The prompts of the bench: source text of Python's standard library, cut to exact lengths.
+
+Knows: where text is at hand on every machine, and that no two prompts may share a start.
+Does not know: tokenizers or engines.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.abc import InspectLoader
+
+from kvloom import RequestError
+from kvloom.bench.tasks import Task
+
+# Modules that every Python has, large ones first; the others follow by name.
+_FIRST_MODULES = ("argparse", "_pydecimal", "inspect", "typing", "datetime", "tarfile", "doctest")
+# Twice what code takes; the texts of a vocabulary with longer tokens run out with an error.
+_CHARACTERS_PER_TOKEN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPrompts:
+    """The prompts of one task in one round.
+
+    Attributes:
+        shared: what an earlier request has computed; empty for a cold task.
+        prompts: token ids.
+    """
+
+    shared: tuple[int, ...]
+    prompts: tuple[tuple[int, ...], ...]
+
+
+PromptTable = Mapping[tuple[str, int], RoundPrompts]
+
+
+def tokens_needed(tasks: Sequence[Task], rounds: int) -> int:
+    """Return how many tokens `cut_prompts` takes at most."""
+    return (rounds + 1) * sum(sum(task.prompt_tokens) for task in tasks)
+
+
+def source_text(num_tokens: int) -> str:
+    """Return source code of the standard library that gives at least so many tokens."""
+    wanted = num_tokens * _CHARACTERS_PER_TOKEN
+    parts: list[str] = []
+    length = 0
+    for source in _sources():
+        parts.append(source)
+        length += len(source)
+        if length >= wanted:
+            break
+    return "".join(parts)[:wanted]
+
+
+def cut_prompts(
+    tasks: Sequence[Task], rounds: int, tokens: Sequence[int], leading: Sequence[int] = ()
+) -> dict[tuple[str, int], RoundPrompts]:
+    """Return the prompts by task name and round; round 0 warms up.
+
+    Every prompt is a piece of the text of its own, so that no engine finds it in a cache, except
+    for the prefix of a shared task, which is the same in all rounds.
+
+    Args:
+        tasks: what is measured.
+        rounds: rounds that are measured.
+        tokens: the tokens of the text.
+        leading: tokens that every prompt starts with.
+
+    Raises:
+        RequestError: the text is too short.
+    """
+    place = 0
+
+    def take(count: int) -> tuple[int, ...]:
+        nonlocal place
+        if place + count > len(tokens):
+            raise RequestError(
+                f"the standard library's source gives only {len(tokens)} tokens, which is too few "
+                f"for {rounds} rounds; lower the rounds.",
+                param="rounds",
+            )
+        place += count
+        return tuple(tokens[place - count : place])
+
+    table = {}
+    for task in tasks:
+        start = tuple(leading)
+        if task.shared_tokens:
+            start += take(task.shared_tokens - len(start))
+        shared = start if task.shared_tokens else ()
+        for number in range(rounds + 1):
+            prompts = tuple(start + take(size - len(start)) for size in task.prompt_tokens)
+            table[task.name, number] = RoundPrompts(shared, prompts)
+    return table
+
+
+def _sources() -> Iterator[str]:
+    rest = sorted(set(sys.stdlib_module_names) - set(_FIRST_MODULES))
+    for name in (*_FIRST_MODULES, *rest):
+        spec = importlib.util.find_spec(name) if name in sys.stdlib_module_names else None
+        if spec is not None and isinstance(spec.loader, InspectLoader):
+            yield spec.loader.get_source(name) or ""

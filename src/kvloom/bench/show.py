@@ -1,0 +1,138 @@
+"""A speed report for people and for programs: tables and JSON.
+
+Knows: columns, number formats and the version of the JSON.
+Does not know: how anything was measured.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import TypeAdapter
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from kvloom.bench.figures import (
+    Row,
+    Summary,
+    find_warnings,
+    make_rows,
+    warm_shares,
+)
+from kvloom.bench.results import EngineReport, SpeedReport
+
+SCHEMA = "kvloom.bench.speed"
+SCHEMA_VERSION = 1
+_NONE = "–"
+
+
+def report_json(report: SpeedReport) -> str:
+    """Return the report with its figures; `schema_version` changes when a field changes meaning."""
+    content: dict[str, Any] = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION}
+    content |= TypeAdapter(SpeedReport).dump_python(report, mode="json")
+    content["figures"] = [asdict(row) for row in make_rows(report)]
+    content["warm_shares"] = warm_shares(report)
+    content["warnings"] = find_warnings(report)
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def render(report: SpeedReport) -> RenderableType:
+    """Return the tables, what to know about the machine, and the warnings."""
+    lines = [Text(f"Warning: {text}", style="yellow") for text in find_warnings(report)]
+    failures = [
+        Text(f"{row.task}, {row.engine}: {row.failure}", style="red")
+        for row in make_rows(report)
+        if row.failure is not None
+    ]
+    shares = [
+        Text(f"{name}: a first token behind the shared prefix takes {share:.3f} of a cold one")
+        for name, share in warm_shares(report).items()
+    ]
+    return Group(
+        _figures_table(make_rows(report)),
+        _engines_table(report.engines),
+        Text(_describe(report), style="dim"),
+        *shares,
+        *_once(failures),
+        *lines,
+    )
+
+
+def _figures_table(rows: list[Row]) -> Table:
+    table = Table(title="Speed: median (lowest – highest) over the rounds")
+    table.add_column("task")
+    table.add_column("engine")
+    table.add_column("median", justify="right")
+    table.add_column("range", justify="right")
+    table.add_column("unit")
+    table.add_column("kvloom is\ntimes as fast", justify="right")
+    table.add_column("same tokens\nas kvloom", justify="right")
+    for place, row in enumerate(rows):
+        first = place == 0 or rows[place - 1].name != row.name
+        last = place + 1 == len(rows) or rows[place + 1].name != row.name
+        table.add_row(
+            row.task if first else "",
+            row.engine,
+            _NONE if row.summary is None else _number(row.summary.median),
+            "failed" if row.summary is None else _range(row.summary),
+            row.unit,
+            "" if row.times_as_fast is None else f"{row.times_as_fast:.2f}",
+            f"{row.equal_tokens}/{row.compared_tokens}" if row.compared_tokens else "",
+            end_section=last,
+        )
+    return table
+
+
+def _engines_table(engines: tuple[EngineReport, ...]) -> Table:
+    table = Table(title="Engines: start and memory")
+    table.add_column("engine")
+    for name in ("ready s", "ready MiB", "peak MiB", "peak – ready", "threads"):
+        table.add_column(name, justify="right")
+    table.add_column("dtype")
+    table.add_column("versions")
+    for engine in engines:
+        grown = None
+        if engine.peak_rss_bytes is not None and engine.ready_rss_bytes is not None:
+            grown = engine.peak_rss_bytes - engine.ready_rss_bytes
+        table.add_row(
+            engine.name,
+            _NONE if engine.ready_s is None else f"{engine.ready_s:.1f}",
+            _mebibytes(engine.ready_rss_bytes),
+            _mebibytes(engine.peak_rss_bytes),
+            _mebibytes(grown),
+            _NONE if engine.threads is None else str(engine.threads),
+            engine.dtype or _NONE,
+            ", ".join(f"{name} {version}" for name, version in engine.versions.items()) or _NONE,
+        )
+    return table
+
+
+def _describe(report: SpeedReport) -> str:
+    machine = report.machine
+    cores = f"{machine.physical_cores or '?'} cores, {machine.logical_cores or '?'} logical"
+    return (
+        f"{report.started_at} · {machine.cpu} ({cores}) · "
+        f"{machine.memory_bytes / 2**30:.0f} GiB · {machine.platform} · Python {machine.python}\n"
+        f"model {report.options.model} · {report.options.rounds} rounds · "
+        f"KV memory {report.options.kv_memory} · other processes kept "
+        f"{report.other_cores:.2f} cores busy before the start · {report.duration_s:.0f} s in all"
+    )
+
+
+def _once(texts: list[Text]) -> list[Text]:
+    return list({text.plain: text for text in texts}.values())
+
+
+def _range(summary: Summary) -> str:
+    return f"{_number(summary.low)} – {_number(summary.high)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _mebibytes(nbytes: int | None) -> str:
+    return _NONE if nbytes is None else f"{nbytes / 2**20:,.0f}"
