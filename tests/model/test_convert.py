@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,24 @@ def test_a_killed_conversion_is_never_used(
     assert recorder.converted
     assert damage_of(folder) is None
     assert not leftover.exists()
+
+
+@pytest.mark.long
+def test_a_conversion_killed_while_it_writes_is_never_used(cache: Path, tmp_path: Path) -> None:
+    wide = tiny_llama(intermediate_size=2**18)  # 200 MB, so that writing takes a while
+    source = resolve_source(str(write_gguf(tmp_path / "wide.gguf", wide)))
+    for seconds in (0.02, 0.1, 0.3, 0.8):
+        process = hold(source, cache, "Writing weights", tmp_path / "go")
+        (tmp_path / "go").touch()
+        time.sleep(seconds)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        (tmp_path / "go").unlink()
+        assert list_converted(cache) == [] or list_converted(cache)[0].damage is None
+    folder = convert_gguf(source, cache_dir=cache)
+    recorded = read_manifest(folder).files["model.safetensors"].sha256
+    assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() == recorded
+    assert [path for path in folder.parent.iterdir() if path.is_dir()] == [folder]
 
 
 def test_of_two_processes_one_converts_and_the_other_waits(

@@ -133,9 +133,7 @@ def _read_tokenizer(gguf: Path, facts: GgufFacts, progress: Progress | None) -> 
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
-    if progress is not None:
-        progress("Reading the tokenizer", 0, 1)
-    with quiet_transformers(None, "Reading the tokenizer"):
+    with quiet_transformers(progress, "Reading the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False
         )

@@ -20,7 +20,10 @@ _UNHOOKED_BARS = ("transformers.modeling_gguf_pytorch_utils",)
 
 @contextmanager
 def quiet_transformers(progress: Progress | None, description: str) -> Iterator[None]:
-    """Silence transformers below errors and report its bars as `description`; undone at the end."""
+    """Silence transformers below errors and report its bars as `description`; undone at the end.
+
+    What is silenced belongs to the process: loads in several threads at once may let a bar through.
+    """
     from transformers.utils import logging as untyped_logging
 
     logging: Any = untyped_logging
@@ -31,6 +34,8 @@ def quiet_transformers(progress: Progress | None, description: str) -> Iterator[
     def hook(_factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Bar:
         return make_bar(*args, **kwargs)
 
+    if progress is not None:
+        progress(description, 0, 0)
     verbosity = logging.get_verbosity()
     previous_hook = logging.set_tqdm_hook(hook)
     logging.set_verbosity_error()
