@@ -1,11 +1,13 @@
-"""`kvloom bench`: kvloom beside other engines on this machine.
+"""`kvloom bench`: which engine is fastest on this machine.
 
-Knows: which options a bench takes, and where its report goes.
-Does not know: how anything is measured.
+Knows: options, the bar with the time left, and where the report goes.
+Does not know: how speed is measured.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,17 +15,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvloom.cli.flatten import flatten
-from kvloom.cli.progress import long_work
-from kvloom.cli.settings import (
-    DTypeOption,
-    JsonOption,
-    ModelOption,
-    ThreadsOption,
-    size,
-)
+from kvloom.cli.progress import PlainLines
+from kvloom.cli.settings import ModelOption, size
 from kvloom.cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kvloom.bench.peers.wire import Progress
     from kvloom.bench.results import SpeedOptions
 
 
@@ -37,78 +36,122 @@ def make_bench() -> typer.Typer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpeedChoices:
-    """What a speed bench measures."""
+class RunOptions:
+    """What the bench runs, and beside what."""
 
     peer: Annotated[
         list[str] | None,
-        typer.Option(show_default="transformers", help="An engine beside kvloom; repeatable."),
+        typer.Option(
+            show_default="transformers", help="Engine beside kvloom; may be given several times."
+        ),
     ] = None
-    alone: Annotated[bool, typer.Option("--alone", help="Measure kvloom only.")] = False
-    task: Annotated[
-        list[str] | None,
-        typer.Option(show_default="all", help="A task or family of tasks; repeatable."),
+    alone: Annotated[bool, typer.Option("--alone", help="Measure kvloom without peers.")] = False
+    model: ModelOption = "default"
+    dtype: Annotated[
+        str, typer.Option(help="Of weights, activations and KV: float32, bfloat16 or auto.")
+    ] = "float32"
+    rounds: Annotated[int, typer.Option(help="Measured rounds; one more warms up.")] = 3
+    tasks: Annotated[
+        str,
+        typer.Option(
+            show_default="all",
+            help="Tasks such as prefill-512 or families, with commas: prefill,decode,batch,shared.",
+        ),
+    ] = ""
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small sizes: shows that it works, not the speed.")
+    ] = False
+    threads: Annotated[
+        int | None, typer.Option(show_default="all cores", help="CPU threads of every engine.")
     ] = None
-    rounds: Annotated[int, typer.Option(min=1, help="How often each task is measured.")] = 3
-    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, to see that it works.")] = (
-        False
-    )
-    dtype: DTypeOption = "float32"
-    threads: ThreadsOption = None
     kv_memory: Annotated[
-        int, typer.Option(parser=size, metavar="SIZE", show_default="512MiB", help="KV memory.")
-    ] = 512 * 2**20
-    timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds after which a silent engine is given up.")
-    ] = 1800.0
+        str, typer.Option(metavar="SIZE", help="KV memory of engines that reserve it.")
+    ] = "512MiB"
+    timeout: Annotated[float, typer.Option(help="Seconds that one request may take.")] = 1800.0
 
-    def options(self, model: str) -> SpeedOptions:
-        """Return the options of the bench.
+    def speed_options(self) -> SpeedOptions:
+        """Return what is measured.
 
         Raises:
             RequestError: a value is out of range.
-            BadParameter: options contradict each other.
+            BadParameter: options contradict each other, or a size is none.
         """
         from kvloom.bench.results import SpeedOptions
 
         if self.alone and self.peer:
-            raise typer.BadParameter("--alone and --peer exclude each other.")
-        peers = () if self.alone else tuple(self.peer or ["transformers"])
+            raise typer.BadParameter("--alone and --peer contradict each other; leave one out.")
+        size(self.kv_memory)
         return SpeedOptions(
-            model=model,
-            peers=peers,
+            model=self.model,
+            peers=() if self.alone else tuple(self.peer or ("transformers",)),
             dtype=self.dtype,
             rounds=self.rounds,
-            tasks=tuple(self.task or ()),
+            tasks=tuple(name.strip() for name in self.tasks.split(",") if name.strip()),
             quick=self.quick,
             threads=self.threads,
-            kv_memory=str(self.kv_memory),
+            kv_memory=self.kv_memory,
             timeout_s=self.timeout,
         )
 
 
 def speed(
     *,
-    model: ModelOption = "default",
-    choices: SpeedChoices,
-    output: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="A file that gets the report as JSON.")
+    run: RunOptions,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", dir_okay=False, help="Write the whole report to this file."),
     ] = None,
-    as_json: JsonOption = False,
 ) -> None:
-    """Measure prefill, decoding, many prompts at once, and a shared prefix."""
+    """Time prefill, decode, many prompts at once and shared prefixes, in alternating rounds."""
+    # Before minutes of work, not after them.
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise typer.BadParameter(f"the folder of {json_file} does not exist; make it first.")
+    options = run.speed_options()
     terminal = Terminal()
-    options = choices.options(model)
-    if output is not None and not output.resolve().parent.is_dir():
-        raise typer.BadParameter(f"{output} cannot be written: its folder does not exist.")
-    with long_work(terminal.messages, "Starting") as progress:
-        from kvloom.bench.show import render, report_json
+    with _time_left(terminal.messages) as progress:
         from kvloom.bench.speed import run_speed
 
         report = run_speed(options, progress)
-    if output is not None:
-        output.write_text(report_json(report), encoding="utf-8")
-    if as_json:
-        terminal.results.print(report_json(report), end="", soft_wrap=True)
-    else:
-        terminal.results.print(render(report))
+
+    from kvloom.bench.show import render, report_json
+
+    if json_file is not None:
+        json_file.write_text(report_json(report), encoding="utf-8")
+    terminal.results.print(render(report))
+    if any(result.measurements[0].failure for result in report.results):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _time_left(console: Console) -> Iterator[Progress]:
+    """Show one bar with the time left; another total begins it anew."""
+    if not console.is_interactive:
+        yield PlainLines(console.print)
+        return
+    from rich import progress
+
+    columns = (
+        progress.SpinnerColumn(),
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    # The time left is taken from the whole run so far: tasks differ too much for a short window.
+    with progress.Progress(
+        *columns, console=console, transient=True, speed_estimate_period=3600
+    ) as shown:
+        bar = shown.add_task("Starting", total=None)
+        last_total = 0
+
+        def tell(description: str, done: int, total: int) -> None:
+            nonlocal last_total
+            if total != last_total:
+                shown.reset(bar, total=total or None)
+                last_total = total
+            shown.update(bar, description=description, completed=done)
+
+        yield tell
+
+
+app = make_bench()
