@@ -41,12 +41,7 @@ def report_json(report: SpeedReport) -> str:
 
 def render(report: SpeedReport) -> RenderableType:
     """Return the tables, what to know about the machine, and the warnings."""
-    lines = [Text(f"Warning: {text}", style="yellow") for text in find_warnings(report)]
-    failures = [
-        Text(f"{row.task}, {row.engine}: {row.failure}", style="red")
-        for row in make_rows(report)
-        if row.failure is not None
-    ]
+    warnings = [Text(f"Warning: {text}", style="yellow") for text in find_warnings(report)]
     shares = [
         Text(f"{name}: a first token behind the shared prefix takes {share:.3f} of a cold one")
         for name, share in warm_shares(report).items()
@@ -56,8 +51,8 @@ def render(report: SpeedReport) -> RenderableType:
         _engines_table(report.engines),
         Text(_describe(report), style="dim"),
         *shares,
-        *_once(failures),
-        *lines,
+        *(Text(failure, style="red") for failure in _failures(report)),
+        *warnings,
     )
 
 
@@ -122,8 +117,16 @@ def _describe(report: SpeedReport) -> str:
     )
 
 
-def _once(texts: list[Text]) -> list[Text]:
-    return list({text.plain: text for text in texts}.values())
+def _failures(report: SpeedReport) -> list[str]:
+    """Return each reason once: by engine if it ended, else by task."""
+    ended = {engine.name: engine.failure for engine in report.engines}
+    lines = [f"{name} ended: {failure}" for name, failure in ended.items() if failure is not None]
+    lines += [
+        f"{row.task}, {row.engine}: {row.failure}"
+        for row in make_rows(report)
+        if row.failure not in (None, ended.get(row.engine))
+    ]
+    return lines
 
 
 def _range(summary: Summary) -> str:

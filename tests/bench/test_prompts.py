@@ -1,0 +1,57 @@
+"""Prompts have the exact lengths, and share nothing but what is meant to be shared."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvloom import RequestError
+from kvloom.bench.prompts import cut_prompts, source_text, tokens_needed
+from kvloom.bench.tasks import FULL, QUICK, make_tasks
+
+
+@given(rounds=st.integers(1, 4), leading=st.sampled_from([(), (0,), (0, 0)]))
+def test_prompts_are_pieces_of_the_text_that_occur_once(
+    rounds: int, leading: tuple[int, ...]
+) -> None:
+    tasks = make_tasks(QUICK)
+    # A text in which no token occurs twice shows every reuse; 0 is no part of it.
+    tokens = range(1, tokens_needed(tasks, rounds) + 1)
+    table = cut_prompts(tasks, rounds, tokens, leading)
+    assert set(table) == set(itertools.product([t.name for t in tasks], range(rounds + 1)))
+    seen: set[int] = set()
+    for task in tasks:
+        shared = table[task.name, 0].shared
+        assert len(shared) == task.shared_tokens
+        for number in range(rounds + 1):
+            cut = table[task.name, number]
+            assert cut.shared == shared
+            assert tuple(map(len, cut.prompts)) == task.prompt_tokens
+            for prompt in cut.prompts:
+                assert prompt[: len(leading)] == leading
+                assert prompt[: len(shared)] == shared
+                own = prompt[max(len(shared), len(leading)) :]
+                assert own == tuple(range(own[0], own[0] + len(own)))
+                assert seen.isdisjoint(own)
+                seen.update(own)
+        assert seen.isdisjoint(shared[len(leading) :])
+
+
+def test_too_short_a_text_is_an_error() -> None:
+    with pytest.raises(RequestError, match="gives only 100 tokens"):
+        cut_prompts(make_tasks(QUICK), 1, range(100))
+
+
+def test_source_text_is_code_of_the_wanted_length() -> None:
+    text = source_text(20_000)
+    assert len(text) == 160_000
+    assert text.count(" def ") > 100
+    assert "import " in text
+
+
+def test_the_standard_library_is_long_enough_for_many_full_rounds() -> None:
+    needed = tokens_needed(make_tasks(FULL), 20)
+    assert len(source_text(needed)) == 8 * needed

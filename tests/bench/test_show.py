@@ -1,0 +1,94 @@
+"""Tables and JSON show what was measured and what failed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from pydantic import TypeAdapter
+from rich.console import Console
+
+from kvloom.bench.results import EngineReport, Measurement, SpeedReport, TaskResult
+from kvloom.bench.show import SCHEMA_VERSION, render, report_json
+
+from .fakes import TASKS, report, result, sample
+
+
+def rendered(found: SpeedReport, width: int = 160) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
+    with console.file:
+        console.print(render(found))
+    return console.export_text()
+
+
+def some_report() -> SpeedReport:
+    engines = (
+        EngineReport(
+            name="kvloom",
+            versions={"kvloom": "0.1"},
+            dtype="float32",
+            threads=2,
+            ready_s=3.25,
+            ready_rss_bytes=500 * 2**20,
+            peak_rss_bytes=1700 * 2**20,
+        ),
+        EngineReport(name="peer", failure="it is [not] installed"),
+    )
+    compared = Measurement(
+        engine="other", samples=(sample(0.25),), equal_tokens=3, compared_tokens=5
+    )
+    first = result("prefill-64", kvloom=[sample(0.5), sample(0.4), sample(0.1)], peer="[bold]x")
+    first = TaskResult(first.task, (*first.measurements, compared))
+    return replace(report(first), engines=engines)
+
+
+def lines_with(text: str, *words: str) -> list[str]:
+    return [line for line in text.splitlines() if all(word in line for word in words)]
+
+
+def test_the_table_shows_median_range_ratio_and_equal_tokens() -> None:
+    text = rendered(some_report())
+    assert lines_with(text, "prefill 64", "kvloom", "250", "200 – 1,000", "tok/s")
+    assert lines_with(text, "other", "400", "0.62", "3/5")
+
+
+def test_a_failed_engine_is_an_empty_row_with_its_reason() -> None:
+    text = rendered(some_report())
+    assert lines_with(text, "peer", "–", "failed")
+    assert lines_with(text, "prefill 64, peer: [bold]x")
+
+
+def test_start_and_memory_are_shown_per_engine() -> None:
+    assert lines_with(rendered(some_report()), "kvloom", "3.2", "500", "1,700", "1,200", "2")
+
+
+def test_a_reason_names_its_task_unless_the_engine_ended() -> None:
+    both = [result(name, kvloom=[sample()], peer="gone") for name in ("prefill-64", "batch-4")]
+    found = report(*both)
+    assert len(lines_with(rendered(found), "peer: gone")) == len(both)
+    ended = replace(found, engines=(EngineReport(name="peer", failure="gone"),))
+    text = rendered(ended)
+    assert not lines_with(text, "peer: gone")
+    assert len(lines_with(text, "peer ended: gone")) == 1
+
+
+def test_warnings_and_the_warm_share_are_shown() -> None:
+    cold = result("shared-cold", kvloom=[sample(1.0)])
+    warm = result("shared-warm", kvloom=[sample(0.05, cached_tokens=64)])
+    text = rendered(report(cold, warm, other_cores=1.0))
+    assert lines_with(text, "kvloom", "0.050 of a cold one")
+    assert lines_with(text, "Warning", "1.0 cores busy")
+
+
+def test_json_is_versioned_and_holds_the_whole_report_and_its_figures() -> None:
+    found = some_report()
+    content = json.loads(report_json(found))
+    assert content["schema"] == "kvloom.bench.speed"
+    assert content["schema_version"] == SCHEMA_VERSION == 1
+    read = TypeAdapter(SpeedReport).validate_python(content)
+    assert read == found
+    figures = content["figures"]
+    assert [row["engine"] for row in figures] == ["kvloom", "peer", "other"]
+    assert figures[0]["summary"] == {"median": 250.0, "low": 200.0, "high": 1000.0}
+    assert figures[1]["failure"] == "[bold]x"
+    assert content["results"][0]["task"]["name"] == TASKS["prefill-64"].name

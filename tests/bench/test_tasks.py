@@ -1,0 +1,59 @@
+"""The table of tasks says what the issue asks for."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvloom import RequestError
+from kvloom.bench.tasks import FULL, QUICK, choose_tasks, make_tasks, work_units
+
+FULL_TASKS = make_tasks(FULL)
+
+
+def test_the_full_table_has_the_sizes_that_speed_is_judged_by() -> None:
+    by_family: dict[str, list[int]] = {}
+    for task in FULL_TASKS:
+        by_family.setdefault(task.family, []).extend(task.prompt_tokens)
+    assert by_family["prefill"] == [512, 2048, 6000]
+    assert by_family["decode"] == [512, 4096]
+    assert len(by_family["batch"]) == 16
+    assert min(by_family["batch"]) == 50
+    assert max(by_family["batch"]) == 300
+    assert len(set(by_family["batch"])) == 16
+
+
+def test_the_warm_task_differs_from_the_cold_one_in_what_is_shared_only() -> None:
+    cold, warm = (task for task in FULL_TASKS if task.family == "shared")
+    assert (cold.shared_tokens, warm.shared_tokens) == (0, 3000)
+    assert cold.prompt_tokens == warm.prompt_tokens
+    assert warm.prompt_tokens[0] > warm.shared_tokens
+
+
+@pytest.mark.parametrize("sizes", [FULL, QUICK], ids=["full", "quick"])
+def test_names_and_titles_are_unique_and_work_is_positive(sizes: object) -> None:
+    tasks = make_tasks(sizes)
+    assert len({task.name for task in tasks}) == len({task.title for task in tasks}) == len(tasks)
+    assert all(work_units(task) > 0 for task in tasks)
+
+
+def test_quick_tasks_have_the_same_families() -> None:
+    families = {task.family for task in FULL_TASKS}
+    assert {task.family for task in make_tasks(QUICK)} == families
+
+
+def test_tasks_are_chosen_by_name_and_family_in_the_order_of_the_table() -> None:
+    chosen = choose_tasks(FULL_TASKS, ["shared-warm", "prefill"])
+    assert [task.name for task in chosen] == [
+        "prefill-512",
+        "prefill-2048",
+        "prefill-6000",
+        "shared-warm",
+    ]
+    assert choose_tasks(FULL_TASKS, []) == FULL_TASKS
+
+
+@pytest.mark.parametrize("name", ["", "prefil", "prefill-", "512"])
+def test_an_unknown_task_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(RequestError, match=r"known are: .*prefill-512") as caught:
+        choose_tasks(FULL_TASKS, [name])
+    assert caught.value.param == "tasks"
