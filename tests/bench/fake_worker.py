@@ -56,7 +56,7 @@ def wrong(request: dict[str, Any], settings: dict[str, Any]) -> bool:
         case "empty":
             send({})
         case "short":
-            send({"answer": {"token_ids": [[1]], "first_token_s": 0.1, "total_s": 0.2}})
+            send({"answer": {"token_ids": [[]], "first_token_s": 0.1, "total_s": 0.2}})
         case "negative" | "backwards" | "instant":
             times = {"negative": (-1.0, 1.0), "backwards": (2.0, 1.0), "instant": (1.0, 1.0)}
             first, last = times[settings["fault"]]
