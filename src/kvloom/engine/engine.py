@@ -21,14 +21,14 @@ from kvloom.decode.detokenize import TextDecoder
 from kvloom.decode.draw import Draw, draw
 from kvloom.decode.state import check_vocabulary, draw_keys
 from kvloom.engine.limits import Limits
-from kvloom.engine.memory import EngineMemory
+from kvloom.engine.memory import MIN_WORTH_WAITING, EngineMemory
 from kvloom.engine.request import Computed, Event, Failed, Request, Sequence
 from kvloom.engine.scoring import Scoring
 from kvloom.errors import CapacityError, KvloomError
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
 from kvloom.kv.pool import PAGE_SLOTS, Pool
-from kvloom.outputs import EngineStats, Provenance, StreamChunk, Usage
+from kvloom.outputs import EngineStats, Provenance
 from kvloom.params import SamplingParams
 from kvloom.sched.job import JobState
 from kvloom.sched.scheduler import Scheduler, Share
@@ -131,6 +131,8 @@ class Engine:
         )
         sequence = Sequence(number, len(tokens), request=request, index=0, tokens=list(tokens))
         self._scheduler.add(sequence)
+        if base is not None and base in self.memory.idle:
+            self.memory.hold(base)
         request.sequences.append(sequence)
         self._requests[request.request_id] = request
         return request.request_id
@@ -155,6 +157,7 @@ class Engine:
         shares = self._scheduler.schedule()
         if not shares:
             return self._give_up_on_stuck()
+        self.memory.limit_reserves()
         shares.sort(key=_place_in_memory)
         try:
             output = self._runner.forward([_sequence(s).rows(s.num_rows) for s in shares])
@@ -166,16 +169,18 @@ class Engine:
         return self._advance(shares, output)
 
     def new_document(self) -> KVDoc:
-        """Return an empty document; the receiver owns it."""
-        return KVDoc(self.pool, self.memory.root)
+        """Return an empty document, held until the receiver releases it."""
+        doc = KVDoc(self.pool, self.memory.root)
+        self.hold(doc)
+        return doc
 
     def hold(self, doc: KVDoc) -> None:
         """Keep a document that a user holds; its KV is forgotten when room is needed."""
-        self.memory.idle.add(doc)
+        self.memory.hold(doc)
 
     def release(self, doc: KVDoc) -> None:
         """Let go of a document that a user held."""
-        self.memory.idle.discard(doc)
+        self.memory.idle.pop(doc, None)
         doc.close()
 
     def abandon(self, doc: KVDoc) -> None:
@@ -227,15 +232,23 @@ class Engine:
                     request.scoring.take(logits, first_row, self._decoder.tokenizer)
                 except KvloomError as error:
                     events += self._fail(request.request_id, error)
-            if sequence.ended or sequence.pending:
+            if sequence.ended:
                 continue
-            if share.num_rows > 1 and sequence.doc is not None:
+            if sequence.doc is not None and self._others_may_want(sequence, share.num_rows):
                 self.memory.publish(sequence.doc)
+            if sequence.pending:
+                continue
             if request.params is None:
                 events += self._end(sequence, None)
             elif logits is not None:
                 drawing += [(member, logits[-1:]) for member in self._members(sequence)]
         return events + self._draw(drawing)
+
+    def _others_may_want(self, sequence: Sequence, num_rows: int) -> bool:
+        """Whether what a sequence has computed is worth being found before it ends."""
+        if sequence.pending:
+            return num_rows >= MIN_WORTH_WAITING and len(self._scheduler.waiting) > 0
+        return num_rows > 1 or sequence.state_of_text is None
 
     def _members(self, sequence: Sequence) -> list[Sequence]:
         """Return who draws from a sequence's last row: itself, and its forks at their birth."""
@@ -269,9 +282,7 @@ class Engine:
             index=index,
             tokens=list(sequence.tokens),
         )
-        doc = sequence.doc.fork()
-        doc.expected_length = sequence.doc.expected_length
-        self.memory.attach(fork, doc)
+        self.memory.attach(fork, sequence.doc.fork())
         self._scheduler.start(fork)
         sequence.request.sequences.append(fork)
         return fork
@@ -302,7 +313,7 @@ class Engine:
         sequence.num_tokens += 1
         if state.finish is not None:
             return self._end(sequence, emission)
-        return [_chunk(sequence, emission)]
+        return [sequence.chunk(emission)]
 
     def _end(self, sequence: Sequence, emission: Emission | None) -> list[Event]:
         """End a sequence: publish its KV, free its pages; the last one gives the receipt."""
@@ -315,6 +326,8 @@ class Engine:
             self.memory.publish(doc)
             request.provenance = _join(request.provenance, doc.provenance())
             if request.params is None and emission is None:
+                # Held at once, so that it can be forgotten before its receiver takes it.
+                self.hold(doc)
                 request.result = doc
             else:
                 doc.close()
@@ -326,7 +339,7 @@ class Engine:
             if emission is not None and emission.finish_reason is not None:
                 self._finished[emission.finish_reason] += 1
         if emission is not None:
-            return [_chunk(sequence, emission, usage)]
+            return [sequence.chunk(emission, usage)]
         assert request.result is not None
         assert usage is not None
         scoring = request.scoring
@@ -347,11 +360,18 @@ class Engine:
         if stuck is None:
             return []
         assert isinstance(stuck, Sequence)
+        request, runs = stuck.request, stuck.state is JobState.RUNNING
+        if runs or request.reuse_prefix or request.base is not None:
+            # What is shared leaves blocks half empty; computed alone it takes the fewest.
+            request.reuse_prefix, request.base = False, None
+            if runs:
+                self._scheduler.preempt(stuck)
+            return []
         error = CapacityError(
             f"The KV memory of {self.pool.nbytes} bytes cannot hold the request's next tokens, "
             "although nothing else runs; shorten it or raise kv_memory."
         )
-        return self._fail(stuck.request.request_id, error)
+        return self._fail(request.request_id, error)
 
 
 def _sequence(share: Share) -> Sequence:
@@ -365,20 +385,6 @@ def _place_in_memory(share: Share) -> tuple[int, int]:
     assert sequence.doc is not None
     spans = sequence.doc.spans
     return (spans[0].pool_slots[0] if spans else -1, sequence.arrival)
-
-
-def _chunk(sequence: Sequence, emission: Emission, usage: Usage | None = None) -> StreamChunk:
-    return StreamChunk(
-        request_id=sequence.request.request_id,
-        index=sequence.index,
-        text=emission.text,
-        token_ids=emission.token_ids,
-        logprobs=emission.logprobs,
-        finish_reason=emission.finish_reason,
-        stop_reason=emission.stop_reason,
-        usage=usage,
-        prompt_logprobs=sequence.request.take_prompt_logprobs(),
-    )
 
 
 def _join(first: Provenance, second: Provenance) -> Provenance:

@@ -7,17 +7,20 @@ Does not know: which sequence runs next.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from weakref import WeakSet
+
+import numpy as np
 
 from kvloom.engine.request import Sequence
 from kvloom.kv.doc import KVDoc, Span
 from kvloom.kv.lineage import Lineage
-from kvloom.kv.pool import Pool, blocks_for
+from kvloom.kv.pool import PAGE_SLOTS, Pool, blocks_for
 from kvloom.reuse.prefix import PrefixTree, common_prefix
 from kvloom.sched.job import Admission, Job, JobState
 
 MIN_WORTH_WAITING = 64
 """A prefix that another sequence is computing is worth waiting for from this many tokens on."""
+MAX_RESERVE = 512
+"""Generated tokens that a document takes room for in advance, so that they lie in one run."""
 
 
 class EngineMemory:
@@ -27,14 +30,15 @@ class EngineMemory:
         pool: the slots.
         root: lineage of the empty document.
         tree: known prefixes; None if nothing is to be reused.
-        idle: documents that users hold; their KV is forgotten when room is needed.
+        idle: documents that users hold, least recently used first; their KV is forgotten when
+            room is needed.
     """
 
     def __init__(self, pool: Pool, root: Lineage, *, reuse_prefixes: bool) -> None:
         self.pool = pool
         self.root = root
         self.tree = PrefixTree(pool, root) if reuse_prefixes else None
-        self.idle: WeakSet[KVDoc] = WeakSet()
+        self.idle: dict[KVDoc, None] = {}
         self.hits = 0
         self.queries = 0
         self._running: dict[Sequence, KVDoc] = {}
@@ -55,10 +59,9 @@ class EngineMemory:
         doc = KVDoc(self.pool, self.root, spans)
         # Beside others a new sequence leaves a block to grow into, lest it be preempted at once.
         margin = 1 if self._running else 0
-        if not self._make_room(blocks_for(len(job.tokens) - known) + margin):
+        if not self._make_room(blocks_for(len(job.tokens) - known) + margin, doc):
             doc.close()
             return "no room"
-        doc.expected_length = len(job.tokens) + min(job.request.max_tokens, 512)
         self._count(job, known)
         self.attach(job, doc)
         job.num_computed = known
@@ -82,6 +85,16 @@ class EngineMemory:
         del self._promises[job]
         return False
 
+    def limit_reserves(self) -> None:
+        """Let documents take room ahead of their rows only where nobody was promised it."""
+        spare = self.pool.free_blocks - self._promised_blocks()
+        for sequence in self._promises:
+            doc, request = self._running[sequence], sequence.request
+            expected = len(request.prompt_tokens) + min(request.max_tokens, MAX_RESERVE)
+            ahead = doc.blocks_needed(max(expected - doc.length, 0))
+            doc.expected_length = expected if ahead <= spare else 0
+            spare -= ahead if ahead <= spare else 0
+
     def withdraw(self, job: Job) -> None:
         """Take a sequence's memory away; published prefixes may still be found again."""
         assert isinstance(job, Sequence)
@@ -93,6 +106,11 @@ class EngineMemory:
         doc = self._running.pop(sequence)
         sequence.doc = None
         return doc
+
+    def hold(self, doc: KVDoc) -> None:
+        """Keep a document that a user holds, as the one used last."""
+        self.idle.pop(doc, None)
+        self.idle[doc] = None
 
     def publish(self, doc: KVDoc) -> None:
         """Let others reuse what a document holds."""
@@ -110,7 +128,7 @@ class EngineMemory:
         ranges += self.tree.owned_ranges() if self.tree is not None else []
         owners = self.pool.owners()
         for first_slot, stop_slot in ranges:
-            owners[first_slot // 64 : blocks_for(stop_slot)] -= 1
+            owners[first_slot // PAGE_SLOTS : blocks_for(stop_slot)] -= 1
         assert not owners.any(), "blocks with owners that nobody knows"
         assert self.pool.free_blocks == int((self.pool.owners() == 0).sum())
 
@@ -147,9 +165,11 @@ class EngineMemory:
     def _count(self, sequence: Sequence, known: int) -> None:
         request = sequence.request
         if request.cached_tokens is None:
-            request.cached_tokens = known
             self.queries += 1
             self.hits += known > 0
+        if sequence.state_of_text is None:
+            # After a preemption in the middle of its prompt, more of it may be known.
+            request.cached_tokens = max(request.cached_tokens or 0, known)
 
     def _promised_blocks(self) -> int:
         return sum(
@@ -157,9 +177,15 @@ class EngineMemory:
             for sequence, num_rows in self._promises.items()
         )
 
-    def _make_room(self, num_blocks: int) -> bool:
-        """Free blocks beyond this step's promises, least recently used prefixes first."""
-        missing = self._promised_blocks() + num_blocks - self.pool.free_blocks
+    def _make_room(self, num_blocks: int, candidate: KVDoc | None = None) -> bool:
+        """Free blocks beyond this step's promises, least recently used prefixes first.
+
+        Nothing is forgotten where that would not be enough.
+        """
+        wanted = self._promised_blocks() + num_blocks
+        missing = wanted - self.pool.free_blocks
+        if missing > 0 and wanted > self.pool.num_blocks - self._blocks_in_use(candidate):
+            return False
         if missing > 0 and self.tree is not None:
             missing -= self.tree.evict(missing)
         for doc in list(self.idle):
@@ -169,6 +195,15 @@ class EngineMemory:
             doc.truncate(0)
             missing -= self.pool.free_blocks - before
         return missing <= 0
+
+    def _blocks_in_use(self, candidate: KVDoc | None) -> int:
+        """Return how many blocks running documents and a candidate hold."""
+        in_use = np.zeros(self.pool.num_blocks, dtype=bool)
+        docs = [*self._running.values(), *([] if candidate is None else [candidate])]
+        for doc in docs:
+            for first_slot, stop_slot in doc.owned_ranges():
+                in_use[first_slot // PAGE_SLOTS : blocks_for(stop_slot)] = True
+        return int(in_use.sum())
 
 
 def _cut(spans: Iterable[Span], length: int) -> list[Span]:

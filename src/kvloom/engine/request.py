@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from kvloom.decode.accept import GenerationState
+from kvloom.decode.accept import Emission, GenerationState
 from kvloom.decode.state import DrawKey
 from kvloom.engine.scoring import Scoring
 from kvloom.errors import KvloomError
@@ -125,6 +125,20 @@ class Sequence(Job):
         draws = self.request.params is not None and self.pending == 0
         return Rows(self.doc, tokens, pos, "last" if draws else "none")
 
+    def chunk(self, emission: Emission, usage: Usage | None = None) -> StreamChunk:
+        """Return what an emission adds, as the receiver sees it."""
+        return StreamChunk(
+            request_id=self.request.request_id,
+            index=self.index,
+            text=emission.text,
+            token_ids=emission.token_ids,
+            logprobs=emission.logprobs,
+            finish_reason=emission.finish_reason,
+            stop_reason=emission.stop_reason,
+            usage=usage,
+            prompt_logprobs=self.request.take_prompt_logprobs(),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Computed:
@@ -132,7 +146,7 @@ class Computed:
 
     Attributes:
         request_id: its name.
-        doc: the document that was computed; the receiver owns it.
+        doc: the document that was computed, held until the receiver releases it.
         usage: what it cost.
         scores: log-probabilities per scored token, if asked for.
         logits: fp32 (tokens, v), if asked for.

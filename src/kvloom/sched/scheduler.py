@@ -44,17 +44,14 @@ class Scheduler:
         self.waiting: deque[Job] = deque()
         self.preemptions = 0
 
-    def add(self, job: Job, *, num_ahead: int = 0) -> None:
+    def add(self, job: Job) -> None:
         """Let a job wait for its turn.
 
-        Args:
-            job: a new job.
-            num_ahead: jobs that were promised a place and have not been added yet.
-
         Raises:
-            CapacityError: too many wait already.
+            CapacityError: too many wait already, those that may run at once not counted.
         """
-        if len(self.waiting) + num_ahead >= self._max_waiting and len(self.running) > 0:
+        may_run = max(self._max_running - len(self.running), 0)
+        if len(self.waiting) >= self._max_waiting + may_run:
             raise CapacityError(
                 f"{len(self.waiting)} requests wait already, which is the limit; send this one "
                 "again later.",
@@ -82,14 +79,18 @@ class Scheduler:
         """
         self._memory.begin_step()
         shares: dict[Job, int] = {}
-        budget = self._step_tokens
+        budget, all_have_room = self._step_tokens, True
         # Decodes first: each is one row that somebody watches appear.
         for job in [*self._oldest(decoding=True), *self._oldest(decoding=False)]:
             if budget <= 0:
                 break
             if job.state is JobState.RUNNING:
-                budget -= self._run(job, min(job.pending, budget), shares)
-        self._admit(budget, shares)
+                granted = self._run(job, min(job.pending, budget), shares)
+                budget -= granted
+                all_have_room &= granted > 0
+        # Who got no room comes before anybody new.
+        if all_have_room:
+            self._admit(budget, shares)
         for job, num_rows in shares.items():
             job.num_computed += num_rows
         return [Share(job, num_rows) for job, num_rows in shares.items()]
@@ -100,6 +101,16 @@ class Scheduler:
         if self.running:
             return self.running[0]
         return self.waiting[0] if self.waiting else None
+
+    def preempt(self, job: Job) -> None:
+        """Take a running job's memory away; it goes to the head of the queue."""
+        self._memory.withdraw(job)
+        self.running.remove(job)
+        job.state = JobState.WAITING
+        job.num_computed = 0
+        job.preemptions += 1
+        self.preemptions += 1
+        self.waiting.appendleft(job)
 
     def _oldest(self, *, decoding: bool) -> Iterator[Job]:
         jobs = [job for job in self.running if (job.pending == 1) == decoding]
@@ -118,14 +129,8 @@ class Scheduler:
         return num_rows
 
     def _preempt(self, job: Job, shares: dict[Job, int]) -> None:
-        self._memory.withdraw(job)
         shares.pop(job, None)
-        self.running.remove(job)
-        job.state = JobState.WAITING
-        job.num_computed = 0
-        job.preemptions += 1
-        self.preemptions += 1
-        self.waiting.appendleft(job)
+        self.preempt(job)
 
     def _admit(self, budget: int, shares: dict[Job, int]) -> None:
         for job in list(self.waiting):
