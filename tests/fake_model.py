@@ -1,0 +1,166 @@
+"""A model without weights whose logits depend on every token it can see, and its oracle.
+
+Knows: how to mark pool slots with token, position and context, and to read them back by the plan.
+Does not know: attention. A wrong slot, a stale one, a wrong owner or position changes the logits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvloom.kv.fold import FoldPlan, Piece, plan_fold, write
+from kvloom.types import LayerSpec, ModelSpec, Observer, Rows, StepOutput
+
+VOCAB_SIZE = 32
+EOS = 0
+MAX_POSITIONS = 4096
+
+
+class FakeRunner:
+    """Runs rows: a row's context is the hash of all slots it sees, and its logits follow from it.
+
+    Attributes:
+        steps: rows per document of every step that was run.
+        failures: raised by the next steps, one each; None lets a step pass.
+    """
+
+    def __init__(self, max_positions: int = MAX_POSITIONS) -> None:
+        layer = LayerSpec(index=0, heads=1, kv_heads=1, k_dim=2, v_dim=2, rope=None)
+        self.spec = ModelSpec((layer,), VOCAB_SIZE, max_positions, "movable")
+        self.steps: list[list[int]] = []
+        self.failures: list[BaseException | None] = []
+
+    def forward(
+        self,
+        rows: Sequence[Rows],
+        observe: Observer | None = None,
+        stop_after: int | None = None,
+    ) -> StepOutput:
+        lengths = [entry.doc.length for entry in rows]
+        try:
+            if (failure := self.failures.pop(0) if self.failures else None) is not None:
+                raise failure
+            slots = [entry.doc.append(entry.tokens.tolist()) for entry in rows]
+            plan = plan_fold([e.doc for e in rows], [e.pos for e in rows], slots, [None])
+        except BaseException:
+            for entry, length in zip(rows, lengths, strict=True):
+                entry.doc.truncate(length)
+            raise
+        self.steps.append([len(entry.tokens) for entry in rows])
+        digests = self._run(plan, np.concatenate([entry.tokens for entry in rows]))
+        outputs: list[Tensor | None] = []
+        start = 0
+        for entry in rows:
+            stop = start + len(entry.tokens)
+            first = {"none": stop, "last": stop - 1, "all": start}[entry.logits]
+            wanted = [_logits(digest) for digest in digests[first:stop]]
+            outputs.append(torch.stack(wanted) if wanted else None)
+            start = stop
+        return StepOutput(tuple(outputs))
+
+    def _run(self, plan: FoldPlan, tokens: np.ndarray) -> list[bytes]:
+        """Write the rows one by one, each with the hash of what it sees; return the hashes."""
+        fresh = torch.zeros(1, plan.num_rows, 2)
+        keys = torch.stack([torch.from_numpy(tokens).float(), plan.pos.float()], dim=1)[None]
+        write(plan, 0, keys, fresh)
+        digests = []
+        slots = torch.arange(plan.pool.num_blocks * 64)[plan.write_slots]
+        seen = _seen_slots(plan)
+        for row, own in enumerate(slots.tolist()):
+            others = torch.tensor([slot for slot in seen[row] if slot != own], dtype=torch.int64)
+            assert len(others) == len(seen[row]) - 1, "a row does not see itself once"
+            entries = torch.cat([plan.pool.keys[0][0, others], plan.pool.values[0][0, others]], 1)
+            entries = entries[entries[:, 1].argsort()].numpy()
+            digest = _digest(entries, int(tokens[row]), int(plan.pos[row]))
+            plan.pool.values[0][0, own] = torch.tensor(_context(digest))
+            digests.append(digest)
+        return digests
+
+
+def _seen_slots(plan: FoldPlan) -> list[list[int]]:
+    seen: list[list[int]] = [[] for _ in range(plan.num_rows)]
+    for piece in plan.pieces[None]:
+        rows = torch.arange(plan.num_rows)[piece.rows].tolist()
+        for number, row in enumerate(rows):
+            seen[row] += _seen_of(piece, number)
+    return seen
+
+
+def _seen_of(piece: Piece, number: int) -> list[int]:
+    if piece.causal:
+        return list(range(piece.start, piece.start + number + 1))
+    if piece.mask is None:
+        return list(range(piece.start, piece.stop))
+    return (piece.start + (piece.mask[number] == 0).nonzero()[:, 0]).tolist()
+
+
+def _digest(entries: np.ndarray, token: int, position: int) -> bytes:
+    """Hash what a row sees: fp32 (slots, 4) of token, position and context, by position."""
+    seal = hashlib.blake2b(np.ascontiguousarray(entries, dtype=np.float32).tobytes())
+    seal.update(np.array([token, position], dtype=np.int64).tobytes())
+    return seal.digest()
+
+
+def _context(digest: bytes) -> tuple[float, float]:
+    """Two integers that fp32 holds exactly."""
+    return float(int.from_bytes(digest[:3], "big")), float(int.from_bytes(digest[3:6], "big"))
+
+
+def _logits(digest: bytes) -> Tensor:
+    raw = hashlib.shake_128(digest).digest(4 * VOCAB_SIZE)
+    return torch.from_numpy(np.frombuffer(raw, dtype=np.uint32).astype(np.float64) / 2**29).float()
+
+
+class Oracle:
+    """The logits of plain token lists, without pages, documents or steps."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], tuple[np.ndarray, bytes]] = {}
+
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        """Return the logits (v) behind the last token."""
+        return _logits(self._read(tuple(tokens))[1])
+
+    def _read(self, tokens: tuple[int, ...]) -> tuple[np.ndarray, bytes]:
+        known = len(tokens)
+        while known and tokens[:known] not in self._known:
+            known -= 1
+        entries, digest = self._known.get(tokens[:known], (np.empty((0, 4), np.float32), b""))
+        for position in range(known, len(tokens)):
+            digest = _digest(entries, tokens[position], position)
+            entry = np.array([[tokens[position], position, *_context(digest)]], dtype=np.float32)
+            entries = np.concatenate([entries, entry])
+            self._known[tokens[: position + 1]] = (entries, digest)
+        return entries, digest
+
+
+class LetterTokenizer:
+    """Token 1 is "a", token 26 is "z", others are signs; token 0 ends a text and has none."""
+
+    special_ids = frozenset({EOS})
+    eos_token_ids = frozenset({EOS})
+    bos_token_id = None
+    vocab_size = VOCAB_SIZE
+    letters = "\0abcdefghijklmnopqrstuvwxyz .,:\n"
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [self.letters.index(letter) for letter in text]
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        named = [t for t in token_ids if t != EOS or not skip_special_tokens]
+        return "".join("<end>" if t == EOS else self.letters[t] for t in named)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return b"" if token_id == EOS else self.letters[token_id].encode()
+
+    def render_chat(self, messages: list[dict[str, Any]]) -> str:
+        return "".join(f"{m['role']}: {m['content']}\n" for m in messages)
+
+    def chat_tokens(self, messages: list[dict[str, Any]]) -> list[int]:
+        return self.encode(self.render_chat(messages))
