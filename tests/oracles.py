@@ -24,21 +24,27 @@ class Attended(NamedTuple):
     lse: np.ndarray
 
 
-def turned(x: np.ndarray, position: float, rope: Rope) -> np.ndarray:
-    """Return vectors (..., d) turned by a position, pair by pair, without the rope's scaling."""
+Position = float | np.ndarray
+
+
+def turned(x: np.ndarray, position: Position, rope: Rope) -> np.ndarray:
+    """Return vectors (..., d) turned by a position, pair by pair, without the rope's scaling.
+
+    Several positions (s,) turn the rows of x (..., s, d), each by its own.
+    """
     x = np.asarray(x, dtype=np.float64)
     out = x.copy()
     num = len(rope.inv_freq)
     for pair, frequency in enumerate(rope.inv_freq):
         a, b = (pair, pair + num) if rope.layout == "half" else (2 * pair, 2 * pair + 1)
         a, b = a + rope.first_dim, b + rope.first_dim
-        cos, sin = math.cos(position * frequency), math.sin(position * frequency)
+        cos, sin = np.cos(position * frequency), np.sin(position * frequency)
         out[..., a] = x[..., a] * cos - x[..., b] * sin
         out[..., b] = x[..., b] * cos + x[..., a] * sin
     return out
 
 
-def embedded(x: np.ndarray, position: float, rope: Rope | None) -> np.ndarray:
+def embedded(x: np.ndarray, position: Position, rope: Rope | None) -> np.ndarray:
     """Return vectors (..., d) as a model would embed them: turned, and scaled where rotated."""
     if rope is None:
         return np.asarray(x, dtype=np.float64)

@@ -36,6 +36,7 @@ class Piece:
         causal: row i sees slots 0..i only.
         mask: fp32 added to the logits; None if every row sees every slot.
         alone: no other piece is read by these rows.
+        whole: these rows are all rows of the step.
     """
 
     start: int
@@ -45,6 +46,7 @@ class Piece:
     causal: bool
     mask: Tensor | None
     alone: bool
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def fold(
 ) -> Tensor:
     """Attend with rotated queries (h, s, d) over everything their rows see; return (h, s, dv)."""
     pieces = plan.pieces[layer.window]
-    if len(pieces) == 1 and sink is None:
+    if len(pieces) == 1 and pieces[0].whole and sink is None:
         return _partial(plan, pieces[0], layer, q, scale).o
     o = q.new_zeros(q.shape[0], q.shape[1], layer.v_dim)
     lse = q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
@@ -189,7 +191,8 @@ def _pieces(readings: Sequence[Reading], pos: Tensor, window: int | None) -> tup
         alone = all(bool((readers[a:b] == 1).all()) for a, b in reading.rows)
         view = reading.view
         causal = reading.visibility == "causal"
-        pieces.append(Piece(view.start, view.stop, rows, view.shift, causal, mask, alone))
+        whole = reading.rows == ((0, len(pos)),)
+        pieces.append(Piece(view.start, view.stop, rows, view.shift, causal, mask, alone, whole))
     return tuple(pieces)
 
 

@@ -120,13 +120,13 @@ def read(view: View, rows: RowRange, window: int | None) -> Iterator[Reading]:
     if view.arrays is not None:
         yield Reading(view, span, "mask")
         return
-    oldest = 0 if window is None else max(rows.low - window + 1, 0)
+    oldest = view.first_pos if window is None else rows.low - window + 1
     seen = view.between(oldest, rows.high + 1)
     if seen is None:
         return
     if rows.ascending and rows.start + 1 < rows.stop:
         # The newest row of a window sees least: what even it sees, all rows see.
-        seen_by_all = 0 if window is None else max(rows.high - window + 1, 0)
+        seen_by_all = view.first_pos if window is None else rows.high - window + 1
         past, fresh = seen.between(seen_by_all, rows.low), seen.between(rows.low, rows.high + 1)
         edge = seen.between(oldest, min(seen_by_all, rows.low))
         if edge is not None:

@@ -1,0 +1,1 @@
+"""One suite per protocol: what every codec, policy, edit and segment must do."""

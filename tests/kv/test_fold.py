@@ -1,0 +1,256 @@
+"""The fold equals attention over every visible slot, whatever the documents look like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvloom.kv.doc import KVDoc
+from kvloom.kv.fold import FoldPlan, fold, plan_fold, write
+from kvloom.ops.partial import add_sink, merge
+from kvloom.types import QueryInfo
+from tests.kv.worlds import (
+    MIXED,
+    PLAIN,
+    World,
+    check_books,
+    layer_spec,
+    worlds,
+)
+from tests.tolerances import TOLERANCE
+
+NEAR = TOLERANCE["float32"]["attention"]
+WINDOWS = {layer.window for layer in MIXED}
+
+
+@dataclass(frozen=True)
+class Step:
+    """The rows of one step, appended but not written yet."""
+
+    docs: list[KVDoc]
+    pos: list[np.ndarray]
+    slots: list[np.ndarray]
+
+    @property
+    def packed_pos(self) -> np.ndarray:
+        return np.concatenate(self.pos)
+
+    def plan(self, windows=WINDOWS) -> FoldPlan:
+        return plan_fold(self.docs, self.pos, self.slots, windows)
+
+    def parts(self) -> list[tuple[KVDoc, slice]]:
+        edges = np.cumsum([0, *(len(pos) for pos in self.pos)])
+        return [(doc, slice(a, b)) for doc, a, b in zip(self.docs, edges, edges[1:], strict=False)]
+
+
+def take_rows(world: World, doc: KVDoc, kind: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Append rows of a kind to a document; return their positions and slots."""
+    count = 1 if kind == "decode" else count
+    end = world.end_pos(doc)
+    slots = world.append_unwritten(doc, count)
+    if kind == "scattered":
+        return world.random.integers(-3, end + count, count), slots
+    return np.arange(end, end + count), slots
+
+
+def step_of(world: World, wanted: list[tuple[str, int]]) -> Step:
+    docs = world.docs[: len(wanted)]
+    rows = [take_rows(world, doc, *entry) for doc, entry in zip(docs, wanted, strict=False)]
+    return Step(docs, [pos for pos, _ in rows], [slots for _, slots in rows])
+
+
+def fold_layer(world: World, step: Step, plan: FoldPlan, layer: int, sink=None):
+    """Write and fold one layer; return the unrotated queries and the result."""
+    write(plan, layer, *world.fresh(layer, np.concatenate(step.slots)))
+    q, rotated = world.query(layer, step.packed_pos)
+    out = fold(plan, world.layers[layer], rotated, scale=world.scale(layer), sink=sink)
+    return q, rotated, out
+
+
+row_kinds = st.tuples(st.sampled_from(["decode", "chunk", "scattered"]), st.integers(1, 24))
+steps = st.lists(row_kinds, min_size=1, max_size=5)
+
+
+@given(world=worlds(), wanted=steps, sinks=st.booleans())
+def test_fold_equals_attention_over_all_visible_slots(world, wanted, sinks):
+    step = step_of(world, wanted)
+    plan = step.plan()
+    for layer, spec in enumerate(world.layers):
+        sink = torch.randn(spec.heads) if sinks else None
+        q, _, out = fold_layer(world, step, plan, layer, sink)
+        for doc, rows in step.parts():
+            expected = world.attended(
+                doc,
+                layer,
+                q[:, rows],
+                step.packed_pos[rows],
+                None if sink is None else sink.numpy(),
+            )
+            np.testing.assert_allclose(out[:, rows].numpy(), expected, rtol=0, atol=NEAR)
+    check_books(world.pool, world.docs)
+
+
+@given(world=worlds(), wanted=steps, sinks=st.booleans())
+def test_merged_segments_equal_the_plan(world, wanted, sinks):
+    step = step_of(world, wanted)
+    plan = step.plan()
+    for layer, spec in enumerate(world.layers):
+        sink = torch.randn(spec.heads) if sinks else None
+        _, rotated, out = fold_layer(world, step, plan, layer, sink)
+        for doc, rows in step.parts():
+            pos = torch.from_numpy(step.packed_pos[rows])
+            partials = list(segment_partials(doc, layer, spec, rotated[:, rows], pos, world))
+            merged = merge(partials)
+            o = merged.o if sink is None else add_sink(merged, sink)
+            torch.testing.assert_close(out[:, rows], o, rtol=0, atol=NEAR)
+
+
+def segment_partials(doc, layer, spec, q, pos, world):
+    """Yield the partial of every stretch that a document shows, one segment at a time."""
+    for span in doc.spans:
+        at = QueryInfo(pos, world.scale(layer), span.shift, spec.rope, spec.window, spec.softcap)
+        edges = [span.start, *(edge for cut in span.hidden for edge in cut), span.stop]
+        for start, stop in zip(edges[::2], edges[1::2], strict=True):
+            if start < stop:
+                yield span.segment.layer(layer, start, stop).partial(q, at)
+
+
+@given(world=worlds(PLAIN), wanted=steps)
+def test_each_document_is_served_as_if_it_were_alone(world, wanted):
+    step = step_of(world, wanted)
+    plan = step.plan({None})
+    write(plan, 0, *world.fresh(0, np.concatenate(step.slots)))
+    _, rotated = world.query(0, step.packed_pos)
+    together = fold(plan, world.layers[0], rotated, scale=world.scale(0))
+    for index, (doc, rows) in enumerate(step.parts()):
+        alone = plan_fold([doc], [step.pos[index]], [step.slots[index]], {None})
+        out = fold(alone, world.layers[0], rotated[:, rows], scale=world.scale(0))
+        torch.testing.assert_close(together[:, rows], out, rtol=0, atol=NEAR)
+
+
+@given(
+    world=worlds(),
+    wanted=steps,
+)
+def test_write_touches_only_the_rows_slots(world, wanted):
+    step = step_of(world, wanted)
+    plan = step.plan()
+    slots = np.concatenate(step.slots)
+    others = np.setdiff1d(np.arange(world.pool.num_blocks * 64), slots)
+    for layer in range(len(world.layers)):
+        k, v = world.fresh(layer, slots)
+        arenas = (world.pool.keys[layer], world.pool.values[layer])
+        before = [arena[:, others].clone() for arena in arenas]
+        write(plan, layer, k, v)
+        for arena, kept, fresh in zip(arenas, before, (k, v), strict=True):
+            assert torch.equal(arena[:, slots], fresh)
+            assert torch.equal(arena[:, others].nan_to_num(-7.0), kept.nan_to_num(-7.0))
+
+
+@given(prefix=st.integers(40, 400), owners=st.integers(2, 5), tail=st.integers(1, 30))
+def test_a_shared_prefix_is_read_once(prefix, owners, tail):
+    world = World(prefix, PLAIN)
+    first = world.new(0, prefix)
+    world.docs += [first.fork() for _ in range(owners - 1)]
+    for doc in world.docs:
+        world.append(doc, tail)
+    step = step_of(world, [("decode", 1)] * owners)
+    plan = step.plan({None})
+    read_slots = sum(piece.stop - piece.start for piece in plan.pieces[None])
+    assert read_slots == prefix + owners * (tail + 1)
+    assert read_slots < sum(doc.length for doc in world.docs)
+    q, _, out = fold_layer(world, step, plan, 0)
+    for doc, rows in step.parts():
+        expected = world.attended(doc, 0, q[:, rows], step.packed_pos[rows])
+        np.testing.assert_allclose(out[:, rows].numpy(), expected, rtol=0, atol=NEAR)
+
+
+@given(prefix=st.integers(40, 200), shift=st.integers(-20, 90))
+def test_a_prefix_that_moved_alike_is_read_once(prefix, shift):
+    world = World(prefix, PLAIN)
+    source = world.new(20, prefix)
+    source.close_tail()
+    for _ in range(3):
+        world.graft([(span, shift, ()) for span in source.spans])
+    docs = world.docs[1:]
+    pos = [np.array([400])] * 3
+    slots = [world.append_unwritten(doc, 1) for doc in docs]
+    plan = plan_fold(docs, pos, slots, {None})
+    assert sum(piece.stop - piece.start for piece in plan.pieces[None]) == prefix + 3
+
+
+def test_rows_without_anything_to_see_get_nothing():
+    world = World(0, PLAIN)
+    world.new(0, 10)
+    world.new(50, 10)
+    pos = [np.array([5]), np.array([5])]
+    slots = [world.append_unwritten(doc, 1) for doc in world.docs]
+    for order in ([0, 1], [1, 0]):
+        docs = [world.docs[i] for i in order]
+        plan = plan_fold(docs, pos, [slots[i] for i in order], {None})
+        _, rotated = world.query(0, np.concatenate(pos))
+        out = fold(plan, world.layers[0], rotated, scale=1.0)
+        assert (out[:, order.index(1)] == 0).all()
+        assert (out[:, order.index(0)] != 0).any()
+
+
+def test_a_plan_for_rows_that_see_nothing_at_all_gives_zeros():
+    world = World(0, PLAIN)
+    doc = world.new(50, 3)
+    slots = world.append_unwritten(doc, 1)
+    plan = plan_fold([doc], [np.array([2])], [slots], {None})
+    _, rotated = world.query(0, np.array([2]))
+    assert (fold(plan, world.layers[0], rotated, scale=1.0) == 0).all()
+
+
+@given(seed=st.integers(0, 2**16), cuts=st.sets(st.integers(1, 99), max_size=6))
+def test_the_result_does_not_depend_on_how_a_document_is_cut(seed, cuts):
+    world = World(seed, (layer_spec(0), layer_spec(1, window=33)))
+    whole = world.new(3, 100)
+    pieces = World(seed, world.layers)
+    cut = pieces.new(3, 0)
+    edges = [0, *sorted(cuts), 100]
+    for a, b in pairwise(edges):
+        slots = pieces.append_unwritten(cut, b - a)
+        original = np.arange(a, b)
+        for layer in range(2):
+            pieces.k[layer][:, slots] = world.k[layer][:, original]
+            pieces.v[layer][:, slots] = world.v[layer][:, original]
+            k, v = pieces.fresh(layer, slots)
+            pieces.pool.keys[layer][:, slots], pieces.pool.values[layer][:, slots] = k, v
+        if b % 2:
+            pieces.docs.append(cut.fork())
+            pieces.append(pieces.docs[-1], 1)
+    results = []
+    for layer in range(2):
+        _, rotated = world.query(layer, np.array([60, 102, 17]))
+        for place, doc in ((world, whole), (pieces, cut)):
+            view = doc.fork()
+            slots = place.append_unwritten(view, 3)
+            plan = plan_fold([view], [np.array([60, 102, 17])], [slots], {None, 33})
+            results.append(fold(plan, place.layers[layer], rotated, scale=0.3))
+            view.close()
+        torch.testing.assert_close(results[-1], results[-2], rtol=0, atol=NEAR)
+
+
+def test_half_precision_slots_take_full_precision_rows():
+    world = World(1, PLAIN)
+    doc = world.new(0, 70)
+    world.pool.keys = [x.bfloat16() for x in world.pool.keys]
+    world.pool.values = [x.bfloat16() for x in world.pool.values]
+    step = step_of(world, [("chunk", 5)])
+    plan = step.plan({None})
+    k, v = world.fresh(0, step.slots[0])
+    write(plan, 0, k, v)
+    assert torch.equal(world.pool.keys[0][:, step.slots[0]], k.bfloat16())
+    q, rotated = world.query(0, step.packed_pos)
+    out = fold(plan, world.layers[0], rotated.bfloat16(), scale=world.scale(0))
+    assert out.dtype == torch.bfloat16
+    expected = world.attended(doc, 0, q, step.packed_pos)
+    near = TOLERANCE["bfloat16"]["attention"]
+    np.testing.assert_allclose(out.float().numpy(), expected, rtol=0, atol=near)
