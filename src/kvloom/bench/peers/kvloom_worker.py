@@ -80,6 +80,11 @@ class KvloomWorker:
             cached_tokens=sum(result.usage.cached_tokens for result in results),
         )
 
+    def close(self) -> None:
+        """End the engine."""
+        if self._llm is not None:
+            self._llm.close()
+
     def _stream(self, prompt: list[int], params: SamplingParams) -> Completion:
         token_ids: list[int] = []
         first_token_s, cached_tokens = 0.0, 0

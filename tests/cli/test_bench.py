@@ -1,0 +1,132 @@
+"""`kvloom bench speed` turns options into a run, and its report into a table and a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from kvloom import KvloomError
+from kvloom.bench import speed as speed_module
+from kvloom.bench.results import SpeedOptions, SpeedReport
+from kvloom.cli import make_app
+from tests.bench.fakes import report, result, sample
+
+
+class FakeRun:
+    """Stands in for `run_speed`.
+
+    Attributes:
+        asked: the options of the last run.
+        answer: the report, or what is raised.
+    """
+
+    def __init__(self) -> None:
+        self.asked: SpeedOptions | None = None
+        self.answer: SpeedReport | Exception = report(
+            result("prefill-64", kvloom=[sample(0.5)], transformers=[sample(1.0)])
+        )
+
+    def __call__(self, options: SpeedOptions, progress: Any) -> SpeedReport:
+        self.asked = options
+        progress("Preparing", 0, 0)
+        progress("Measuring", 1, 2)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return replace(self.answer, options=options)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
+    fake = FakeRun()
+    monkeypatch.setattr(speed_module, "run_speed", fake)
+    monkeypatch.delenv("KVLOOM_MODEL", raising=False)
+    return fake
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(make_app(), ["bench", "speed", *arguments])
+
+
+def test_without_options_it_measures_the_default_beside_transformers(fake: FakeRun) -> None:
+    done = invoke()
+    assert done.exit_code == 0, done.output
+    assert fake.asked == SpeedOptions()
+    assert "prefill 64" in done.stdout
+    assert "2.00" in done.stdout
+
+
+def test_every_option_reaches_the_run(fake: FakeRun) -> None:
+    done = invoke(
+        *("--peer", "transformers", "--model", "folder", "--dtype", "bfloat16", "--rounds", "5"),
+        *("--tasks", "prefill, shared-warm,", "--quick", "--threads", "2"),
+        *("--kv-memory", "1GiB", "--timeout", "60"),
+    )
+    assert done.exit_code == 0, done.output
+    assert fake.asked == SpeedOptions(
+        model="folder",
+        peers=("transformers",),
+        dtype="bfloat16",
+        rounds=5,
+        tasks=("prefill", "shared-warm"),
+        quick=True,
+        threads=2,
+        kv_memory="1GiB",
+        timeout_s=60.0,
+    )
+
+
+def test_alone_measures_no_peer(fake: FakeRun) -> None:
+    assert invoke("--alone").exit_code == 0
+    assert fake.asked is not None
+    assert fake.asked.peers == ()
+
+
+def test_the_report_is_written_as_json(fake: FakeRun, tmp_path: Path) -> None:
+    output = tmp_path / "report.json"
+    assert invoke("--json", str(output)).exit_code == 0
+    content = json.loads(output.read_text())
+    assert content["schema"] == "kvloom.bench.speed"
+    assert content["figures"][1]["times_as_fast"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--alone", "--peer", "transformers"), "contradict"),
+        (("--kv-memory", "much"), "write bytes or a size"),
+        (("--json", "no-such-folder/report.json"), "does not exist"),
+        (("--rounds", "0"), "at least 1"),
+        (("--dtype", "int4"), "must be one of"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(
+    fake: FakeRun, arguments: tuple[str, ...], reason: str
+) -> None:
+    done = invoke(*arguments)
+    assert done.exit_code != 0
+    assert reason in " ".join(done.output.split())
+    assert fake.asked is None
+
+
+def test_a_failure_of_kvloom_is_one_line_and_an_exit_code(fake: FakeRun) -> None:
+    fake.answer = KvloomError("the model is gone; fetch it again")
+    done = invoke()
+    assert done.exit_code == 1
+    assert "Error: the model is gone" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_failed_peer_is_no_failure_but_a_failed_kvloom_is(fake: FakeRun) -> None:
+    fake.answer = report(result("prefill-64", kvloom=[sample()], transformers="not installed"))
+    done = invoke()
+    assert done.exit_code == 0
+    assert "not installed" in done.output
+    fake.answer = report(result("prefill-64", kvloom="no room", transformers=[sample()]))
+    done = invoke()
+    assert done.exit_code == 1
+    assert "no room" in done.output
