@@ -61,7 +61,11 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("kv_memory_bytes", "max_model_len", "step_tokens", "max_running"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RequestError(f"{name} is {value}; it must be at least 1.", param=name)
-        if self.max_waiting < 0:
-            raise RequestError("max_waiting must not be negative.", param="max_waiting")
+            if value is not None or name != "max_model_len":
+                _check_integer(name, value, 1)
+        _check_integer("max_waiting", self.max_waiting, 0)
+
+
+def _check_integer(name: str, value: object, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise RequestError(f"{name} is {value!r}; it must be an integer from {low}.", param=name)

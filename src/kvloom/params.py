@@ -7,8 +7,9 @@ Does not know: how a token is drawn (`kvloom.decode`) or what a model's vocabula
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from kvloom.errors import RequestError
 
@@ -65,9 +66,12 @@ class SamplingParams:
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        stop: object = self.stop
+        stops = (stop,) if isinstance(stop, str) else _items("stop", stop)
+        object.__setattr__(self, "stop", stops)
+        object.__setattr__(self, "stop_token_ids", _items("stop_token_ids", self.stop_token_ids))
+        if not isinstance(self.logit_bias, Mapping | None):
+            raise RequestError("logit_bias must map token ids to numbers.", param="logit_bias")
         object.__setattr__(self, "logit_bias", dict(self.logit_bias or {}))
         self._check_numbers()
         self._check_stops()
@@ -108,6 +112,14 @@ class SamplingParams:
             raise RequestError("Every stop string must be a text that is not empty.", param="stop")
         for token in self.stop_token_ids:
             _integer("stop_token_ids", token, 0, 2**31)
+
+
+def _items(name: str, value: object) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise RequestError(f"{name} is {value!r}; it must be a list.", param=name)
+    return tuple(value)
 
 
 def _integer(name: str, value: object, low: int, high: int) -> None:

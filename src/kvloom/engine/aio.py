@@ -13,11 +13,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar, Unpack
 
 from kvloom.engine.assembly import Assembly, Settings, assemble
-from kvloom.engine.collect import Collector
+from kvloom.engine.batch import Batch, chunk_or_raise
 from kvloom.engine.engine import Engine
-from kvloom.engine.loop import EngineLoop, Mailbox
+from kvloom.engine.loop import EngineLoop, Mailbox, Submission
 from kvloom.engine.prompts import Messages, Prompt, as_chats, as_params, as_prompts, tokenize
-from kvloom.engine.request import Computed, Event, Failed
+from kvloom.engine.request import Event
+from kvloom.errors import CapacityError
 from kvloom.outputs import EngineStats, RequestOutput, StreamChunk
 from kvloom.params import SamplingParams
 
@@ -57,7 +58,7 @@ class AsyncLLM:
 
         Raises:
             RequestError: a prompt or its parameters are wrong.
-            CapacityError: too many requests wait, or a prompt cannot be held.
+            CapacityError: the queue is full of others' requests, or a prompt cannot be held.
         """
         asked = as_prompts(prompts)
         return await self._run([tokenize(self.tokenizer, p) for p in asked], params)
@@ -101,48 +102,50 @@ class AsyncLLM:
         self, tokens: list[int], params: SamplingParams
     ) -> AsyncIterator[StreamChunk]:
         inbox: asyncio.Queue[Event] = asyncio.Queue()
-        mailbox = self._post.mailbox(inbox)
-        submitted = self._loop.submit(lambda engine: engine.submit(tokens, params), mailbox)
-        try:
-            request_id = await asyncio.wrap_future(submitted)
-        except asyncio.CancelledError:
-            submitted.add_done_callback(lambda done: self._cancel_late(done.result()))
-            raise
+        (request_id,) = await self._submit([lambda engine: engine.submit(tokens, params)], inbox)
         try:
             while True:
-                event = await inbox.get()
-                if isinstance(event, Failed):
-                    raise event.error
-                assert not isinstance(event, Computed)
-                yield event
-                if event.usage is not None:
+                chunk = chunk_or_raise(await inbox.get())
+                yield chunk
+                if chunk.usage is not None:
                     return
         finally:
             self._loop.cancel(request_id)
 
-    def _cancel_late(self, request_id: str) -> None:
-        self._loop.cancel(request_id)
+    async def _submit(
+        self, submissions: Sequence[Submission], inbox: asyncio.Queue[Event]
+    ) -> list[str]:
+        submitted = self._loop.submit(submissions, self._post.mailbox(inbox))
+        try:
+            return await asyncio.wrap_future(submitted)
+        except asyncio.CancelledError:
+            self._loop.cancel_submitted(submitted)
+            raise
 
     async def _run(
         self,
         asked: Sequence[tuple[str | None, list[int]]],
         params: SamplingParams | Sequence[SamplingParams] | None,
     ) -> list[RequestOutput]:
-        chosen = as_params(params, len(asked))
+        """Run prompts together; more than may wait are submitted as others end."""
+        inbox: asyncio.Queue[Event] = asyncio.Queue()
+        batch = Batch(asked, as_params(params, len(asked)))
+        try:
+            while not batch.done:
+                await self._submit_more(batch, inbox)
+                while not batch.take(await inbox.get()):
+                    pass
+        finally:
+            for request_id in batch.open_ids:
+                self._loop.cancel(request_id)
+        return batch.results()
 
-        async def one(text: str | None, tokens: list[int], wanted: SamplingParams) -> RequestOutput:
-            logprobs_wanted = wanted.logprobs is not None
-            collector = Collector(text, tokens, logprobs_wanted=logprobs_wanted)
-            async for chunk in self._stream(tokens, wanted):
-                collector.feed(chunk)
-            return collector.output()
-
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(one(text, tokens, wanted))
-                for (text, tokens), wanted in zip(asked, chosen, strict=True)
-            ]
-        return [task.result() for task in tasks]
+    async def _submit_more(self, batch: Batch, inbox: asyncio.Queue[Event]) -> None:
+        if batch.submissions:
+            try:
+                batch.opened(await self._submit(batch.submissions, inbox))
+            except CapacityError as error:
+                batch.refused(error)
 
     async def _call(self, task: Callable[[Engine], T]) -> T:
         return await asyncio.wrap_future(self._loop.call(task))
@@ -165,15 +168,17 @@ class _PostOffice:
 
         return leave
 
-    def flush(self) -> None:
-        """Hand every loop what was left for it; a closed loop gets nothing."""
+    def flush(self) -> list[str]:
+        """Hand every loop what was left for it; return the requests whose loop is closed."""
         with self._lock:
             bags, self._bags = self._bags, {}
+        orphans: list[str] = []
         for loop, bag in bags.items():
             try:
                 loop.call_soon_threadsafe(_deliver, bag)
-            except RuntimeError:
-                continue  # the loop is closed, and with it everybody who waited
+            except RuntimeError:  # the loop is closed, and with it everybody who waited
+                orphans += [event.request_id for _, event in bag]
+        return orphans
 
 
 def _deliver(bag: list[tuple[asyncio.Queue[Event], Event]]) -> None:

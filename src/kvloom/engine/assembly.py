@@ -89,6 +89,11 @@ def assemble(model: str, settings: Settings) -> Assembly:
         UnsupportedModelError: the probe could not reproduce the model's numbers.
         CapacityError: the KV memory holds nothing.
     """
+    if unknown := sorted(settings.keys() - Settings.__annotations__.keys()):
+        raise RequestError(
+            f"{unknown[0]} is no setting; there are {', '.join(Settings.__annotations__)}.",
+            param=unknown[0],
+        )
     config = engine_config(settings)
     set_threads(settings.get("threads"))
     cache_dir, progress = settings.get("cache_dir"), settings.get("progress")
@@ -147,6 +152,8 @@ def set_threads(threads: int | None) -> None:
     """
     if threads is None:
         return
-    if threads < 1:
-        raise RequestError(f"threads is {threads}; it must be at least 1.", param="threads")
+    if not isinstance(threads, int) or threads < 1:
+        raise RequestError(
+            f"threads is {threads!r}; it must be an integer from 1.", param="threads"
+        )
     torch.set_num_threads(threads)

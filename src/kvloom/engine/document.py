@@ -37,7 +37,7 @@ class Document:
     def __init__(self, llm: LLM, tokens: list[int] | None = None, kv: KVDoc | None = None) -> None:
         self._llm = llm
         self._tokens = list(tokens or ())
-        self._own(kv if kv is not None else self._call(lambda engine: engine.new_document()))
+        self._own(self._call(lambda engine: engine.new_document()) if kv is None else kv)
 
     @property
     def tokens(self) -> list[int]:
@@ -57,8 +57,8 @@ class Document:
     @property
     def provenance(self) -> Provenance:
         """Return tokens by state; `forgotten` ones are computed again when they are needed."""
-        known = self._call(lambda _: self._kv.provenance())
-        forgotten = len(self._tokens) - self._kv.length
+        known, length = self._call(lambda _: (self._kv.provenance(), self._kv.length))
+        forgotten = len(self._tokens) - length
         if forgotten == 0:
             return known
         return Provenance({**known.tokens, "forgotten": forgotten}, known.nbytes)
@@ -87,10 +87,10 @@ class Document:
         Raises:
             RequestError: the document is not that long.
         """
-        if not 0 <= length <= len(self._tokens):
+        if not isinstance(length, int) or not 0 <= length <= len(self._tokens):
             raise RequestError(
-                f"The document has {len(self._tokens)} tokens and cannot be cut to {length}; give "
-                f"a length from 0 to {len(self._tokens)}.",
+                f"The document has {len(self._tokens)} tokens and cannot be cut to {length!r}; "
+                f"give a length from 0 to {len(self._tokens)}.",
                 param="length",
             )
 
@@ -103,7 +103,13 @@ class Document:
 
     def fork(self) -> Document:
         """Return a second document with the same text; both share the KV they have in common."""
-        return Document(self._llm, self._tokens, self._call(lambda _: self._kv.fork()))
+
+        def fork(engine: Engine) -> KVDoc:
+            kv = self._kv.fork()
+            engine.hold(kv)
+            return kv
+
+        return Document(self._llm, self._tokens, self._call(fork))
 
     def generate(self, question: str = "", params: SamplingParams | None = None) -> RequestOutput:
         """Complete the document followed by a question; the document stays as it is."""
@@ -161,8 +167,8 @@ class Document:
         return [*self._tokens, *self._llm.tokenizer.encode(question, add_special_tokens=False)]
 
     def _own(self, kv: KVDoc) -> None:
+        """Let go of a document's KV together with this object; the engine holds it already."""
         self._kv = kv
-        self._call(lambda engine: engine.hold(kv))
         # A garbage collector may run on the engine's own thread: it only leaves a note there.
         engine = self._call(lambda engine: engine)
         self._finalizer = weakref.finalize(self, engine.abandon, kv)
@@ -177,8 +183,12 @@ class Document:
                 tokens, None, base=self._kv, score_from=score_from, keep_logits=keep_logits
             )
 
-        self._llm.loop.submit(submit, inbox.put).result()
-        event = inbox.get()
+        (request_id,) = self._llm.loop.submit_and_wait([submit], inbox.put)
+        try:
+            event = inbox.get()
+        except BaseException:
+            self._llm.loop.call(lambda engine: _discard(engine, request_id, inbox))
+            raise
         if isinstance(event, Failed):
             raise event.error
         assert isinstance(event, Computed)
@@ -186,3 +196,12 @@ class Document:
 
     def _call(self, task: Callable[[Engine], T]) -> T:
         return self._llm.loop.call(task).result()
+
+
+def _discard(engine: Engine, request_id: str, inbox: SimpleQueue[Event]) -> None:
+    """Cancel a request, or let go of the document that nobody took."""
+    engine.cancel(request_id)
+    while not inbox.empty():
+        event = inbox.get()
+        if isinstance(event, Computed):
+            engine.release(event.doc)

@@ -24,7 +24,7 @@ from kvloom.engine.limits import Limits
 from kvloom.engine.memory import MIN_WORTH_WAITING, EngineMemory
 from kvloom.engine.request import Computed, Event, Failed, Request, Sequence
 from kvloom.engine.scoring import Scoring
-from kvloom.errors import CapacityError, KvloomError
+from kvloom.errors import CapacityError, KvloomError, RequestError
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
 from kvloom.kv.pool import PAGE_SLOTS, Pool
@@ -110,6 +110,10 @@ class Engine:
         """
         tokens = self.limits.check(prompt_tokens, generates=params is not None)
         alternatives = 0
+        if not isinstance(params, SamplingParams | None):
+            raise RequestError(
+                f"params are {type(params).__name__}; give SamplingParams.", param="params"
+            )
         if params is not None:
             check_vocabulary(params, self.limits.vocab_size)
             if params.prompt_logprobs is not None:

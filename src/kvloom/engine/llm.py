@@ -7,18 +7,18 @@ Does not know: how requests are run; a loop on another thread does that.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import nullcontext
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from kvloom.engine.assembly import Settings, assemble
-from kvloom.engine.collect import Collector
+from kvloom.engine.batch import Batch, chunk_or_raise
 from kvloom.engine.document import Document
 from kvloom.engine.loop import EngineLoop
 from kvloom.engine.prompts import Messages, Prompt, as_chats, as_params, as_prompts, tokenize
-from kvloom.engine.request import Computed, Event, Failed
+from kvloom.engine.request import Event
 from kvloom.errors import CapacityError
 from kvloom.kv.doc import KVDoc
 from kvloom.outputs import EngineStats, RequestOutput, StreamChunk
@@ -139,15 +139,21 @@ class LLM:
         """Yield what every step adds behind these tokens."""
         params = params or SamplingParams()
         inbox: SimpleQueue[Event] = SimpleQueue()
-        request_id = self._loop.submit(
-            lambda engine: engine.submit(tokens, params, base=base), inbox.put
-        ).result()
-        return self._receive(request_id, inbox)
+        (request_id,) = self._loop.submit_and_wait(
+            [lambda engine: engine.submit(tokens, params, base=base)], inbox.put
+        )
+        chunks = self._receive(request_id, inbox)
+        next(chunks)
+        return chunks  # type: ignore[return-value]
 
-    def _receive(self, request_id: str, inbox: SimpleQueue[Event]) -> Iterator[StreamChunk]:
+    def _receive(
+        self, request_id: str, inbox: SimpleQueue[Event]
+    ) -> Generator[StreamChunk | None, None, None]:
+        """Yield None, then the chunks: once started, the generator cancels where it is left."""
         try:
+            yield None
             while True:
-                chunk = _chunk_or_raise(inbox.get())
+                chunk = chunk_or_raise(inbox.get())
                 yield chunk
                 if chunk.usage is not None:
                     return
@@ -163,49 +169,25 @@ class LLM:
     ) -> list[RequestOutput]:
         """Run prompts together; more than may wait are submitted as others end."""
         inbox: SimpleQueue[Event] = SimpleQueue()
-        results: list[RequestOutput | None] = [None] * len(asked)
-        open_requests: dict[str, tuple[int, Collector]] = {}
+        batch = Batch(asked, as_params(params, len(asked)))
         with _progress_bar(len(asked)) if progress else nullcontext(lambda: None) as advance:
-
-            def take() -> None:
-                chunk = _chunk_or_raise(inbox.get())
-                index, collector = open_requests[chunk.request_id]
-                collector.feed(chunk)
-                if collector.done:
-                    del open_requests[chunk.request_id]
-                    results[index] = collector.output()
-                    advance()
-
             try:
-                chosen = as_params(params, len(asked))
-                for index, ((text, tokens), wanted) in enumerate(zip(asked, chosen, strict=True)):
-                    while True:
-                        try:
-                            request_id = self._submit(tokens, wanted, inbox)
-                            break
-                        except CapacityError as error:
-                            if error.retry_after_s is None or not open_requests:
-                                raise
-                            take()
-                    logprobs_wanted = wanted.logprobs is not None
-                    collector = Collector(text, tokens, logprobs_wanted=logprobs_wanted)
-                    open_requests[request_id] = (index, collector)
-                while open_requests:
-                    take()
+                while not batch.done:
+                    self._submit_more(batch, inbox)
+                    while not batch.take(inbox.get()):
+                        pass
+                    advance()
             finally:
-                for request_id in open_requests:
+                for request_id in batch.open_ids:
                     self._loop.cancel(request_id)
-        return [result for result in results if result is not None]
+        return batch.results()
 
-    def _submit(self, tokens: list[int], params: SamplingParams, inbox: SimpleQueue[Event]) -> str:
-        return self._loop.submit(lambda engine: engine.submit(tokens, params), inbox.put).result()
-
-
-def _chunk_or_raise(event: Event) -> StreamChunk:
-    if isinstance(event, Failed):
-        raise event.error
-    assert not isinstance(event, Computed)
-    return event
+    def _submit_more(self, batch: Batch, inbox: SimpleQueue[Event]) -> None:
+        if batch.submissions:
+            try:
+                batch.opened(self._loop.submit_and_wait(batch.submissions, inbox.put))
+            except CapacityError as error:
+                batch.refused(error)
 
 
 def _progress_bar(total: int) -> Any:

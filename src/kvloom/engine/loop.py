@@ -9,33 +9,36 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kvloom.engine.engine import Engine
 from kvloom.engine.request import Event, Failed
-from kvloom.errors import KvloomError
+from kvloom.errors import CapacityError, KvloomError
+from kvloom.outputs import StreamChunk
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Mailbox = Callable[[Event], None]
+Submission = Callable[[Engine], str]
 
 
 class EngineLoop:
     """Runs an engine on a thread of its own; everybody else asks it to do things in between."""
 
-    def __init__(self, engine: Engine, flush: Callable[[], None] | None = None) -> None:
+    def __init__(self, engine: Engine, flush: Callable[[], Iterable[str]] | None = None) -> None:
         """Start the thread.
 
         Args:
             engine: nobody else may touch it from now on.
-            flush: called after every step, when all its events are in their mailboxes.
+            flush: called after every step, when all its events are in their mailboxes; returns
+                the requests whose receivers are gone.
         """
         self._engine = engine
-        self._flush = flush or (lambda: None)
-        self._tasks: deque[Callable[[], None]] = deque()
+        self._flush = flush or (lambda: ())
+        self._tasks: deque[tuple[Future[Any], Callable[[Engine], Any]]] = deque()
         self._mailboxes: dict[str, Mailbox] = {}
         self._wake = threading.Condition()
         self._stopping = False
@@ -50,15 +53,6 @@ class EngineLoop:
             KvloomError: the engine was closed or has crashed.
         """
         future: Future[T] = Future()
-
-        def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(task(self._engine))
-            except BaseException as error:
-                future.set_exception(error)
-
         with self._wake:
             if self._crash is not None:
                 raise KvloomError(
@@ -66,29 +60,59 @@ class EngineLoop:
                 ) from self._crash
             if self._stopping:
                 raise KvloomError("The engine is closed; make a new one.")
-            self._tasks.append(run)
+            self._tasks.append((future, task))
             self._wake.notify()
         return future
 
-    def submit(self, task: Callable[[Engine], str], mailbox: Mailbox) -> Future[str]:
-        """Submit a request between two steps; its events go to the mailbox from then on."""
+    def submit(self, tasks: Sequence[Submission], mailbox: Mailbox) -> Future[list[str]]:
+        """Submit requests between two steps, in order, as many as may wait; return their ids.
 
-        def register(engine: Engine) -> str:
-            request_id = task(engine)
-            self._mailboxes[request_id] = mailbox
-            return request_id
+        Their events go to the mailbox from then on. If one is wrong, none is submitted. The first
+        one's `CapacityError` is raised; another's leaves it and those behind it out.
+        """
+
+        def register(engine: Engine) -> list[str]:
+            request_ids: list[str] = []
+            try:
+                for task in tasks:
+                    request_ids.append(task(engine))
+            except CapacityError:
+                if not request_ids:
+                    raise
+            except BaseException:
+                for request_id in request_ids:
+                    engine.cancel(request_id)
+                raise
+            self._mailboxes.update(dict.fromkeys(request_ids, mailbox))
+            return request_ids
 
         return self.call(register)
+
+    def submit_and_wait(self, tasks: Sequence[Submission], mailbox: Mailbox) -> list[str]:
+        """Submit requests and return their ids; an interrupted wait cancels them."""
+        submitted = self.submit(tasks, mailbox)
+        try:
+            return submitted.result()
+        except BaseException:
+            self.cancel_submitted(submitted)
+            raise
+
+    def cancel_submitted(self, submitted: Future[list[str]]) -> None:
+        """End requests that may not have their ids yet."""
+
+        def cancel(done: Future[list[str]]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                for request_id in done.result():
+                    self.cancel(request_id)
+
+        submitted.cancel()
+        submitted.add_done_callback(cancel)
 
     def cancel(self, request_id: str) -> None:
         """End a request between two steps; nothing more arrives for it."""
 
-        def task(engine: Engine) -> None:
-            self._mailboxes.pop(request_id, None)
-            engine.cancel(request_id)
-
         try:
-            self.call(task)
+            self.call(lambda engine: self._cancel_now(engine, request_id))
         except KvloomError:
             return  # a closed engine has ended everything already
 
@@ -104,10 +128,11 @@ class EngineLoop:
         try:
             while self._wait_for_work():
                 while self._tasks:
-                    self._tasks.popleft()()
+                    self._do(*self._tasks.popleft())
                 if self._engine.has_work:
                     self._deliver(self._engine.step())
-                self._flush()
+                for request_id in self._flush():
+                    self._cancel_now(self._engine, request_id)
         except BaseException as error:
             logger.exception("the engine crashed")
             self._crash = error
@@ -120,9 +145,23 @@ class EngineLoop:
                 self._wake.wait()
             return not self._stopping
 
+    def _do(self, future: Future[Any], task: Callable[[Engine], Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(task(self._engine))
+        except BaseException as error:
+            future.set_exception(error)
+
+    def _cancel_now(self, engine: Engine, request_id: str) -> None:
+        self._mailboxes.pop(request_id, None)
+        engine.cancel(request_id)
+
     def _deliver(self, events: list[Event]) -> None:
         for event in events:
-            mailbox = self._mailboxes.get(event.request_id)
+            last = not isinstance(event, StreamChunk) or event.usage is not None
+            find = self._mailboxes.pop if last else self._mailboxes.get
+            mailbox = find(event.request_id, None)
             if mailbox is not None:
                 mailbox(event)
 
@@ -133,6 +172,8 @@ class EngineLoop:
         reason = "was closed" if self._crash is None else f"crashed ({self._crash})"
         for request_id, mailbox in self._mailboxes.items():
             mailbox(Failed(request_id, KvloomError(f"The engine {reason}.")))
+        self._mailboxes.clear()
         self._flush()
-        for task in tasks:
-            task()
+        for future, _ in tasks:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(KvloomError(f"The engine {reason}."))

@@ -25,11 +25,7 @@ def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """
     if isinstance(prompts, str):
         return [prompts]
-    if not isinstance(prompts, Sequence):
-        raise RequestError(
-            f"A prompt is text or a list of token ids, not {type(prompts).__name__}.",
-            param="prompt",
-        )
+    _check_sequence(prompts)
     if prompts and all(isinstance(item, int) for item in prompts):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
@@ -54,6 +50,11 @@ def as_params(
         return [SamplingParams()] * count
     if isinstance(params, SamplingParams):
         return [params] * count
+    if not isinstance(params, Sequence):
+        raise RequestError(
+            f"params are SamplingParams or a list of them, not {type(params).__name__}.",
+            param="params",
+        )
     if len(params) != count:
         raise RequestError(
             f"{len(params)} sets of parameters were given for {count} prompts; give one for all "
@@ -64,7 +65,21 @@ def as_params(
 
 
 def tokenize(tokenizer: TextTokenizer, prompt: Prompt) -> tuple[str | None, list[int]]:
-    """Return a prompt's text, if it is one, and its token ids."""
+    """Return a prompt's text, if it is one, and its token ids.
+
+    Raises:
+        RequestError: it is neither text nor a list.
+    """
     if isinstance(prompt, str):
         return prompt, tokenizer.encode(prompt)
+    _check_sequence(prompt)
     return None, list(prompt)
+
+
+def _check_sequence(prompt: object) -> None:
+    # Bytes are integers to Python, but nobody means them as token ids.
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray | memoryview):
+        raise RequestError(
+            f"A prompt is text or a list of token ids, not {type(prompt).__name__}.",
+            param="prompt",
+        )
