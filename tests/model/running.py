@@ -19,7 +19,7 @@ from kvloom.kv.pool import PAGE_SLOTS, Pool, block_bytes, blocks_for
 from kvloom.model.probe import probe
 from kvloom.model.seam import SeamRunner
 from kvloom.types import LogitsMode, Rows, WriteMode
-from tests.model.families import FAMILIES, VOCABULARY, Family, build
+from tests.model.families import FAMILIES, VOCABULARY, build
 from tests.tolerances import TOLERANCE
 
 ROOT = Lineage.root(b"test")
@@ -28,8 +28,11 @@ BY_NAME = {entry.name: entry for entry in FAMILIES}
 
 def prepared(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, SeamRunner]:
     """Return a family's plain model, and a runner of another copy of it."""
-    entry: Family = BY_NAME[name]
-    return build(entry).to(dtype), probe(build(entry).to(dtype))
+    plain, other = (build(BY_NAME[name]) for _ in range(2))
+    for model in (plain, other):
+        for weight in model.parameters():  # rotary buffers stay fp32, as in a loaded model
+            weight.data = weight.data.to(dtype)
+    return plain, probe(other)
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kvloom.errors import UnsupportedModelError
 from kvloom.kv.doc import KVDoc
 from kvloom.model.probe import probe, probe_tokens
-from tests.model.families import FAMILIES, WINDOW, Family, build
+from tests.model.families import FAMILIES, WINDOW, Family, build, parameters
 from tests.model.families_base import family
 from tests.model.families_dense import DYNAMIC, LLAMA3, LONGROPE, YARN
 from tests.model.running import (
@@ -32,7 +32,7 @@ RUNNING = [entry for entry in FAMILIES if entry.expect != "refused"]
 REFUSED = [entry for entry in FAMILIES if entry.expect == "refused"]
 
 
-@pytest.mark.parametrize("entry", RUNNING, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", parameters(RUNNING))
 def test_family_is_what_the_catalogue_says(entry: Family) -> None:
     runner = probe(build(entry))
     assert runner.spec.positions == entry.expect
@@ -41,7 +41,7 @@ def test_family_is_what_the_catalogue_says(entry: Family) -> None:
         assert any(ropes), "every movable family of the catalogue rotates somewhere"
 
 
-@pytest.mark.parametrize("entry", REFUSED, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", parameters(REFUSED))
 def test_refused_family_says_why_and_stays_as_it_was(entry: Family) -> None:
     model = build(entry)
     tokens = some_tokens(24)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvloom.errors import CapacityError
 from kvloom.kv.lineage import Lineage
 from kvloom.kv.pool import PAGE_SLOTS, Pool, blocks_for
 from kvloom.kv.segment import Segment
@@ -118,6 +117,7 @@ class KVDoc:
         self._tail: Segment | None = None
         self._closed = False
         for span in spans:
+            assert span.segment.closed, "shared a segment that is still written"
             pool.retain(*span.pool_slots)
 
     @property
@@ -132,12 +132,11 @@ class KVDoc:
 
     @property
     def end_pos(self) -> int:
-        """Position behind the last token's, where the next one is appended."""
-        if not self.spans:
-            return self.start_pos
-        last = self.spans[-1]
-        assert not last.segment.placed, "an overlay has no end"
-        return last.segment.base + last.stop + last.shift
+        """Position behind the last token's, overlays aside, where the next one is appended."""
+        for span in reversed(self.spans):
+            if not span.segment.placed:
+                return span.segment.base + span.stop + span.shift
+        return self.start_pos
 
     @property
     def tokens(self) -> list[int]:
@@ -160,7 +159,7 @@ class KVDoc:
     def overlay(self, tokens: Sequence[int], pos: np.ndarray) -> np.ndarray:
         """Put tokens at positions of their own, over whatever the document shows there.
 
-        What comes of it is no longer exact. Nothing can be appended behind it.
+        What comes of it is no longer exact.
 
         Args:
             tokens: token ids whose KV is about to be written.
@@ -274,6 +273,7 @@ class KVDoc:
 
     def _walk(self) -> Iterator[tuple[Span | None, Taint, Lineage]]:
         expected = actual = self.root
+        place = self.start_pos
         yield None, Taint.EXACT, actual
         for span in self.spans:
             segment = span.segment
@@ -286,6 +286,9 @@ class KVDoc:
                 taint |= Taint.REPAIRED
             if actual != expected or segment.lineage_at(span.start) != expected:
                 taint |= Taint.FOREIGN
+            if taint is Taint.EXACT and segment.base + span.start != place:
+                taint = Taint.MOVED
+            place += span.length
             if taint is Taint.EXACT:
                 expected = actual = segment.lineage_at(span.stop)
             else:
@@ -299,25 +302,28 @@ class KVDoc:
     def _extend(self, tokens: Sequence[int], pos: np.ndarray | None) -> np.ndarray:
         """Add tokens at the end, or at positions of their own."""
         assert not self._closed, "appended to a closed document"
-        before = self.length
+        # Asked for first, so that nothing has to be undone: every free block is within reach.
+        self.pool.require(blocks_for(max(len(tokens) - self._room(), 0)))
         slots: list[np.ndarray] = []
         done = 0
-        try:
-            while done < len(tokens):
-                tail = self._tail_with_room(len(tokens) - done)
-                part = tokens[done : done + tail.room]
-                first = tail.append(part)
-                if pos is not None:
-                    tail.place(pos[done : done + len(part)])
-                slots.append(np.arange(first, first + len(part), dtype=np.int64))
-                self._show(tail, len(part))
-                done += len(part)
-                if pos is not None:
-                    self.close_tail()
-        except CapacityError:
-            self.truncate(before)
-            raise
+        while done < len(tokens):
+            tail = self._tail_with_room(len(tokens) - done)
+            part = tokens[done : done + tail.room]
+            first = tail.append(part)
+            if pos is not None:
+                tail.place(pos[done : done + len(part)])
+            slots.append(np.arange(first, first + len(part), dtype=np.int64))
+            self._show(tail, len(part))
+            done += len(part)
+            if pos is not None:
+                self.close_tail()
         return np.concatenate(slots) if slots else np.empty(0, dtype=np.int64)
+
+    def _room(self) -> int:
+        """Return how many tokens can be appended without a further block."""
+        if self._tail is not None:
+            return self._tail.room
+        return self.pool.rest(self.spans[-1].pool_slots[1]) if self.spans else 0
 
     def _tail_with_room(self, num_tokens: int) -> Segment:
         tail = self._tail
