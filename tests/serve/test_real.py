@@ -1,0 +1,269 @@
+"""The server with the real engine and the default model: to be tests/serve/test_real.py."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from kvloom import AsyncLLM
+from kvloom.outputs import EngineStats
+
+from .raw_client import RawClient
+from .running import RunningServer, assert_openai_error, events_of, eventually
+
+TEXT = "The capital of France is Paris, the capital of Italy is Rome, and the capital of Spain is"
+ENDLESS = {"prompt": TEXT, "max_tokens": 1500, "ignore_eos": True, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[RunningServer]:
+    llm = AsyncLLM("default", dtype="float32", kv_memory="1GiB")
+    with RunningServer(llm, served_model_name="smol") as server:
+        yield server
+
+
+def stats_of(llm: AsyncLLM) -> EngineStats:
+    return asyncio.run(llm.stats())
+
+
+def idle(server: RunningServer) -> bool:
+    stats = stats_of(server.llm)
+    return stats.running == 0 and stats.waiting == 0
+
+
+def test_answers_and_reuses(real: RunningServer) -> None:
+    client = real.openai()
+    first = client.completions.create(model="smol", prompt=TEXT, temperature=0, max_tokens=4)
+    assert "Madrid" in first.choices[0].text
+    again = client.completions.create(model="smol", prompt=TEXT, temperature=0, max_tokens=4)
+    assert again.choices[0].text == first.choices[0].text
+    assert again.usage.prompt_tokens_details.cached_tokens == again.usage.prompt_tokens - 1
+    assert again.usage.kvloom["computed_tokens"] == 1
+
+
+def test_streams_the_same_chat(real: RunningServer) -> None:
+    client = real.openai()
+    question: dict[str, Any] = {
+        "model": "smol",
+        "messages": [{"role": "user", "content": "Name three colours."}],
+        "temperature": 0,
+        "max_tokens": 24,
+    }
+    whole = client.chat.completions.create(**question)
+    stream = list(client.chat.completions.create(**question, stream=True))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert text == whole.choices[0].message.content
+    assert stream[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_echoed_logprobs_are_those_of_transformers(real: RunningServer) -> None:
+    reply = real.openai().completions.create(
+        model="smol", prompt=TEXT, echo=True, logprobs=1, max_tokens=0
+    )
+    folder = Path(real.llm.model_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokens = tokenizer(TEXT, return_tensors="pt").input_ids
+    with torch.no_grad():
+        rows = model(tokens).logits[0, :-1].log_softmax(-1)
+    expected = rows.gather(1, tokens[0, 1:, None])[:, 0].tolist()
+    got = reply.choices[0].logprobs
+    assert got.token_logprobs[0] is None
+    assert got.token_logprobs[1:] == pytest.approx(expected, abs=1e-3)
+    assert "".join(got.tokens) == reply.choices[0].text == TEXT
+
+
+def test_tokenizes_as_the_model_does(real: RunningServer) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(Path(real.llm.model_path))
+    got = real.post("/tokenize", {"prompt": TEXT}).json()["tokens"]
+    assert got == tokenizer(TEXT).input_ids
+    messages = [{"role": "user", "content": "Hi"}]
+    got = real.post("/tokenize", {"messages": messages}).json()["tokens"]
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert got == tokenizer(expected, add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_leaving_gives_the_pages_back(real: RunningServer, stream: bool) -> None:
+    aborted = stats_of(real.llm).requests_finished.get("abort", 0)
+    with RawClient(real.port, "/v1/completions", ENDLESS | {"stream": stream}) as client:
+        if stream:
+            client.read_until(b"data: ")
+        else:
+            eventually(lambda: stats_of(real.llm).running == 1)
+    eventually(lambda: idle(real))
+    assert stats_of(real.llm).requests_finished["abort"] == aborted + 1
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": [10**6]}, "prompt"),
+        ({"prompt": [7] * 100_000}, "prompt"),
+        ({"prompt": TEXT, "logit_bias": {"99999999": 1}}, "logit_bias"),
+        ({"prompt": TEXT, "stop_token_ids": [99999999]}, "stop_token_ids"),
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_the_engine_refuses_is_a_client_error(
+    real: RunningServer, body: dict[str, Any], param: str, stream: bool
+) -> None:
+    error = assert_openai_error(real.post("/v1/completions", body | {"stream": stream}), 400)
+    assert error["param"] == param
+
+
+def test_a_full_queue_is_refused_with_a_time() -> None:
+    llm = AsyncLLM("default", dtype="float32", kv_memory="256MiB", max_running=1, max_waiting=1)
+    with (
+        RunningServer(llm, served_model_name="smol") as server,
+        RawClient(server.port, "/v1/completions", ENDLESS | {"stream": True}) as first,
+    ):
+        first.read_until(b"data: ")
+        with RawClient(server.port, "/v1/completions", ENDLESS):
+            eventually(lambda: stats_of(llm).waiting == 1)
+            response = server.post("/v1/completions", {"prompt": TEXT})
+            assert_openai_error(response, 429)
+            assert int(response.headers["retry-after"]) >= 1
+            with pytest.raises(openai.RateLimitError):
+                server.openai().completions.create(model="smol", prompt=TEXT)
+
+
+@dataclass
+class Tally:
+    """How the requests of a soak ended."""
+
+    equal: int = 0
+    near: int = 0
+    left: int = 0
+    cancelled: int = 0
+
+
+class Soak:
+    """64 clients that read, leave or cancel at random; every prompt has a lone answer to match."""
+
+    def __init__(self, server: RunningServer, seed: int) -> None:
+        self.server = server
+        self.rng = random.Random(seed)
+        self.tally = Tally()
+        # Prompts of different lengths, so that usage.prompt_tokens tells them apart too.
+        self.bodies = [
+            {
+                "prompt": f"Item {number}:" + " and more" * number + f". Item {number + 1}:",
+                "max_tokens": 12,
+                "temperature": 0,
+                "ignore_eos": True,
+            }
+            for number in range(40)
+        ]
+        self.lone = [server.post("/v1/completions", body).json() for body in self.bodies]
+
+    async def run(self, count: int) -> None:
+        pending = iter(range(count))
+        limits = httpx.Limits(max_connections=64)
+        async with httpx.AsyncClient(
+            base_url=self.server.url, timeout=600, limits=limits, verify=False
+        ) as client:
+            await asyncio.gather(*(self._work(client, pending) for _ in range(64)))
+
+    async def _work(self, client: httpx.AsyncClient, pending: Iterator[int]) -> None:
+        for _ in pending:
+            number = self.rng.randrange(len(self.bodies))
+            plan = self.rng.choices(["read", "whole", "leave", "cancel"], [4, 2, 3, 1])[0]
+            if plan == "whole":
+                reply = (await client.post("/v1/completions", json=self.bodies[number])).json()
+                self._check(number, reply["choices"][0]["text"], reply["usage"])
+            elif plan == "cancel":
+                await self._cancel(client, number)
+            else:
+                await self._stream(client, number, leave=plan == "leave")
+
+    async def _cancel(self, client: httpx.AsyncClient, number: int) -> None:
+        try:
+            async with asyncio.timeout(self.rng.random()):
+                body = self.bodies[number] | {"max_tokens": 400}
+                await client.post("/v1/completions", json=body)
+        except TimeoutError:
+            self.tally.cancelled += 1
+
+    async def _stream(self, client: httpx.AsyncClient, number: int, *, leave: bool) -> None:
+        body = self.bodies[number] | {"stream": True, "stream_options": {"include_usage": True}}
+        events_left = self.rng.randrange(1, 8) if leave else -1
+        text, usage, done = "", None, False
+        async with client.stream("POST", "/v1/completions", json=body) as response:
+            assert response.status_code == 200
+            async for line in response.aiter_lines():
+                if not line:
+                    continue
+                (event,) = events_of(f"{line}\n\n")
+                if event == "[DONE]":
+                    done = True
+                    break
+                assert "error" not in event
+                usage = event["usage"]
+                text += "".join(choice["text"] for choice in event["choices"])
+                events_left -= 1
+                if not events_left:
+                    self.tally.left += 1
+                    return
+        assert done
+        self._check(number, text, usage)
+
+    def _check(self, number: int, text: str, usage: dict[str, Any] | None) -> None:
+        lone = self.lone[number]
+        assert usage is not None
+        assert usage["prompt_tokens"] == lone["usage"]["prompt_tokens"]
+        assert usage["completion_tokens"] == 12
+        if text == lone["choices"][0]["text"]:
+            self.tally.equal += 1
+        else:
+            # Two logits may lie so close that the batch's rounding decides between them.
+            others = {reply["choices"][0]["text"] for reply in self.lone}
+            assert text not in others
+            self.tally.near += 1
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("caching", "count"), [(False, 1000), (True, 300)])
+def test_soak(caching: bool, count: int) -> None:
+    llm = AsyncLLM("default", dtype="float32", kv_memory="192MiB", enable_prefix_caching=caching)
+    with RunningServer(llm, served_model_name="smol") as server:
+        soak = Soak(server, seed=count)
+        sizes = []
+        for _ in range(4):
+            asyncio.run(soak.run(count // 4))
+            eventually(lambda: idle(server), timeout_s=60)
+            sizes.append(psutil.Process().memory_info().rss)
+        # The first half touches every page of the pool once; from then on nothing may grow.
+        grown = sizes[3] - sizes[1]
+        stats = stats_of(llm)
+        print(soak.tally, [size // 2**20 for size in sizes], "MiB", stats)
+
+        checked = soak.tally.equal + soak.tally.near
+        assert checked >= count // 3
+        assert soak.tally.left >= count // 10
+        assert soak.tally.near <= checked // 50
+        assert stats.requests_finished["abort"] >= 1
+        # Some cancelled requests never reach the engine; nothing else may be missing.
+        known = sum(stats.requests_finished.values()) - len(soak.bodies)
+        assert count - soak.tally.cancelled <= known <= count
+        if caching:
+            assert stats.kv_bytes_used == (stats.pages_total - stats.pages_free) * stats.page_bytes
+            assert stats.prefix_hits > 0
+        else:
+            assert stats.pages_free == stats.pages_total
+            assert stats.kv_bytes_used == 0
+        assert grown < 64 * 2**20
+        assert server.get("/health").json() == {"status": "ok", "running": 0, "waiting": 0}
