@@ -134,7 +134,7 @@ def test_every_doubt_is_named() -> None:
         "differ in threads: kvloom 2, peer 1",
         "up to 1.5 cores busy during 1 measurements: prefill 64 on peer",
         "prefill 64 on kvloom reused 50 of 100 tokens; 0 were expected",
-        "behind 64 shared on kvloom reused 0 of 100 tokens; 64 were expected",
+        "first token, 64 shared on kvloom reused 0 of 100 tokens; 64 were expected",
     ]
     assert len(warnings) == len(expected)
     for warning, text in zip(warnings, expected, strict=True):

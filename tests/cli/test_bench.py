@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from kvloom import KvloomError
 from kvloom.bench import speed as speed_module
 from kvloom.bench.results import SpeedOptions, SpeedReport
-from kvloom.cli import make_app
 from tests.bench.fakes import report, result, sample
+
+from .conftest import Invoke
 
 
 class FakeRun:
@@ -44,24 +45,29 @@ class FakeRun:
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
     fake = FakeRun()
     monkeypatch.setattr(speed_module, "run_speed", fake)
-    monkeypatch.delenv("KVLOOM_MODEL", raising=False)
     return fake
 
 
-def invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(make_app(), ["bench", "speed", *arguments])
+@pytest.fixture
+def bench(invoke: Invoke) -> Invoke:
+    def run(*arguments: str, text: str | bytes | None = None) -> Result:
+        return invoke("bench", "speed", *arguments, text=text)
+
+    return run
 
 
-def test_without_options_it_measures_the_default_beside_transformers(fake: FakeRun) -> None:
-    done = invoke()
+def test_without_options_it_measures_the_default_beside_transformers(
+    fake: FakeRun, bench: Invoke
+) -> None:
+    done = bench()
     assert done.exit_code == 0, done.output
     assert fake.asked == SpeedOptions()
     assert "prefill 64" in done.stdout
     assert "2.00" in done.stdout
 
 
-def test_every_option_reaches_the_run(fake: FakeRun) -> None:
-    done = invoke(
+def test_every_option_reaches_the_run(fake: FakeRun, bench: Invoke) -> None:
+    done = bench(
         *("--peer", "transformers", "--model", "folder", "--dtype", "bfloat16", "--rounds", "5"),
         *("--tasks", "prefill, shared-warm,", "--quick", "--threads", "2"),
         *("--kv-memory", "1GiB", "--timeout", "60"),
@@ -80,15 +86,15 @@ def test_every_option_reaches_the_run(fake: FakeRun) -> None:
     )
 
 
-def test_alone_measures_no_peer(fake: FakeRun) -> None:
-    assert invoke("--alone").exit_code == 0
+def test_alone_measures_no_peer(fake: FakeRun, bench: Invoke) -> None:
+    assert bench("--alone").exit_code == 0
     assert fake.asked is not None
     assert fake.asked.peers == ()
 
 
-def test_the_report_is_written_as_json(fake: FakeRun, tmp_path: Path) -> None:
+def test_the_report_is_written_as_json(fake: FakeRun, bench: Invoke, tmp_path: Path) -> None:
     output = tmp_path / "report.json"
-    assert invoke("--json", str(output)).exit_code == 0
+    assert bench("--json", str(output)).exit_code == 0
     content = json.loads(output.read_text())
     assert content["schema"] == "kvloom.bench.speed"
     assert content["figures"][1]["times_as_fast"] == 2.0
@@ -105,28 +111,28 @@ def test_the_report_is_written_as_json(fake: FakeRun, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(
-    fake: FakeRun, arguments: tuple[str, ...], reason: str
+    fake: FakeRun, bench: Invoke, arguments: tuple[str, ...], reason: str
 ) -> None:
-    done = invoke(*arguments)
+    done = bench(*arguments)
     assert done.exit_code != 0
     assert reason in " ".join(done.output.split())
     assert fake.asked is None
 
 
-def test_a_failure_of_kvloom_is_one_line_and_an_exit_code(fake: FakeRun) -> None:
+def test_a_failure_of_kvloom_is_one_line_and_an_exit_code(fake: FakeRun, bench: Invoke) -> None:
     fake.answer = KvloomError("the model is gone; fetch it again")
-    done = invoke()
+    done = bench()
     assert done.exit_code == 1
     assert "Error: the model is gone" in done.output
     assert "Traceback" not in done.output
 
 
-def test_a_failed_peer_is_no_failure_but_a_failed_kvloom_is(fake: FakeRun) -> None:
+def test_a_failed_peer_is_no_failure_but_a_failed_kvloom_is(fake: FakeRun, bench: Invoke) -> None:
     fake.answer = report(result("prefill-64", kvloom=[sample()], transformers="not installed"))
-    done = invoke()
+    done = bench()
     assert done.exit_code == 0
     assert "not installed" in done.output
     fake.answer = report(result("prefill-64", kvloom="no room", transformers=[sample()]))
-    done = invoke()
+    done = bench()
     assert done.exit_code == 1
     assert "no room" in done.output

@@ -27,6 +27,10 @@ from kvloom.bench.results import EngineReport, SpeedReport
 SCHEMA = "kvloom.bench.speed"
 SCHEMA_VERSION = 1
 _NONE = "–"
+_LEGEND = (
+    "median and range over the rounds · x as fast: how many times as fast as this engine kvloom is "
+    "· same: generated tokens that equal kvloom's, up to the first that differs"
+)
 
 
 def report_json(report: SpeedReport) -> str:
@@ -48,7 +52,10 @@ def render(report: SpeedReport) -> RenderableType:
     ]
     return Group(
         _figures_table(make_rows(report)),
+        Text(_LEGEND, style="dim"),
+        "",
         _engines_table(report.engines),
+        "",
         Text(_describe(report), style="dim"),
         *shares,
         *(Text(failure, style="red") for failure in _failures(report)),
@@ -57,63 +64,60 @@ def render(report: SpeedReport) -> RenderableType:
 
 
 def _figures_table(rows: list[Row]) -> Table:
-    table = Table(title="Speed: median (lowest – highest) over the rounds")
-    table.add_column("task")
-    table.add_column("engine")
-    table.add_column("median", justify="right")
-    table.add_column("range", justify="right")
-    table.add_column("unit")
-    table.add_column("kvloom is\ntimes as fast", justify="right")
-    table.add_column("same tokens\nas kvloom", justify="right")
+    table = _table("task", "engine")
+    for heading in ("median", "range", "x as fast", "same"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for place, row in enumerate(rows):
         first = place == 0 or rows[place - 1].name != row.name
-        last = place + 1 == len(rows) or rows[place + 1].name != row.name
         table.add_row(
             row.task if first else "",
             row.engine,
-            _NONE if row.summary is None else _number(row.summary.median),
+            _NONE if row.summary is None else f"{_number(row.summary.median)} {row.unit}",
             "failed" if row.summary is None else _range(row.summary),
-            row.unit,
             "" if row.times_as_fast is None else f"{row.times_as_fast:.2f}",
             f"{row.equal_tokens}/{row.compared_tokens}" if row.compared_tokens else "",
-            end_section=last,
         )
     return table
 
 
 def _engines_table(engines: tuple[EngineReport, ...]) -> Table:
-    table = Table(title="Engines: start and memory")
-    table.add_column("engine")
-    for name in ("ready s", "ready MiB", "peak MiB", "peak – ready", "threads"):
-        table.add_column(name, justify="right")
-    table.add_column("dtype")
-    table.add_column("versions")
+    table = _table("engine")
+    for heading in ("ready in", "ready MiB", "peak MiB", "peak – ready", "threads", "dtype"):
+        table.add_column(heading, justify="right")
     for engine in engines:
         grown = None
         if engine.peak_rss_bytes is not None and engine.ready_rss_bytes is not None:
             grown = engine.peak_rss_bytes - engine.ready_rss_bytes
         table.add_row(
             engine.name,
-            _NONE if engine.ready_s is None else f"{engine.ready_s:.1f}",
+            _NONE if engine.ready_s is None else f"{engine.ready_s:.1f} s",
             _mebibytes(engine.ready_rss_bytes),
             _mebibytes(engine.peak_rss_bytes),
             _mebibytes(grown),
             _NONE if engine.threads is None else str(engine.threads),
             engine.dtype or _NONE,
-            ", ".join(f"{name} {version}" for name, version in engine.versions.items()) or _NONE,
         )
+    return table
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in headings:
+        table.add_column(heading)
     return table
 
 
 def _describe(report: SpeedReport) -> str:
     machine = report.machine
     cores = f"{machine.physical_cores or '?'} cores, {machine.logical_cores or '?'} logical"
+    versions = dict(pair for engine in report.engines for pair in engine.versions.items())
     return (
         f"{report.started_at} · {machine.cpu} ({cores}) · "
         f"{machine.memory_bytes / 2**30:.0f} GiB · {machine.platform} · Python {machine.python}\n"
         f"model {report.options.model} · {report.options.rounds} rounds · "
         f"KV memory {report.options.kv_memory} · other processes kept "
-        f"{report.other_cores:.2f} cores busy before the start · {report.duration_s:.0f} s in all"
+        f"{report.other_cores:.2f} cores busy before the start · {report.duration_s:.0f} s in all\n"
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
     )
 
 
@@ -130,7 +134,7 @@ def _failures(report: SpeedReport) -> list[str]:
 
 
 def _range(summary: Summary) -> str:
-    return f"{_number(summary.low)} – {_number(summary.high)}"
+    return f"{_number(summary.low)}–{_number(summary.high)}"
 
 
 def _number(value: float) -> str:

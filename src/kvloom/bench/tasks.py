@@ -116,14 +116,14 @@ def make_tasks(sizes: Sizes) -> list[Task]:
 def _shared_prefix_tasks(sizes: Sizes) -> list[Task]:
     cold = Task(
         name="shared-cold",
-        title=f"first token of {sizes.shared + sizes.question:,}, cold",
+        title=f"first token, {sizes.shared + sizes.question:,} cold",
         figure="first_token",
         prompt_tokens=(sizes.shared + sizes.question,),
         new_tokens=1,
     )
     warm = Task(
         name="shared-warm",
-        title=f"first token behind {sizes.shared:,} shared",
+        title=f"first token, {sizes.shared:,} shared",
         figure="first_token",
         prompt_tokens=(sizes.shared + sizes.question,),
         new_tokens=1,
