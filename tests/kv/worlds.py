@@ -245,7 +245,9 @@ class Deed:
 
 
 def _graft(world: World, first: KVDoc, second: KVDoc, b: int, c: int) -> None:
+    """Join stretches of two documents; no slot is shown twice at one position."""
     parts = []
+    taken: set[tuple[int, int]] = set()
     for number, doc in enumerate((first, second)):
         doc.close_tail()
         for span in doc.spans:
@@ -256,7 +258,11 @@ def _graft(world: World, first: KVDoc, second: KVDoc, b: int, c: int) -> None:
             if piece.length > 20:
                 cuts.append(SlotRange(piece.stop - 3, piece.stop - c % 3))
             hidden = tuple(cut for cut in cuts if cut.length > 0) if c % 2 else ()
-            parts.append((piece, (b + 7 * number) % 70 - 30 if b % 3 else 0, hidden))
+            shift = (b + 7 * number) % 70 - 30 if b % 3 else 0
+            places = {(slot, shift) for slot in range(*piece.pool_slots)}
+            if not places & taken:
+                taken |= places
+                parts.append((piece, shift, hidden))
     world.graft(parts)
 
 

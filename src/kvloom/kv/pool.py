@@ -99,17 +99,25 @@ class Pool:
         """Pages that nobody owns."""
         return self.free_blocks * self.pages_per_block
 
-    def allocate(self, num_blocks: int) -> Run:
-        """Take one run of blocks: the first of that length, else the longest there is.
+    def require(self, num_blocks: int) -> None:
+        """Make sure that so many blocks are free, in any place.
 
         Raises:
-            CapacityError: fewer blocks are free in all; nothing was taken.
+            CapacityError: fewer are.
         """
         if num_blocks > self.free_blocks:
             raise CapacityError(
                 f"{num_blocks} blocks of {PAGE_SLOTS} tokens are needed and {self.free_blocks} of "
                 f"{self.num_blocks} are free; end other requests or raise kv_memory."
             )
+
+    def allocate(self, num_blocks: int) -> Run:
+        """Take one run of blocks: the first of that length, else the longest there is.
+
+        Raises:
+            CapacityError: fewer blocks are free in all; nothing was taken.
+        """
+        self.require(num_blocks)
         free = self._free_runs()
         longest = max(free, key=lambda run: run.num_blocks)
         found = next((run for run in free if run.num_blocks >= num_blocks), longest)
@@ -127,17 +135,22 @@ class Pool:
             self._own(Run(block, taken))
         return taken
 
-    def claim_rest(self, slot: int) -> int:
-        """Take the unwritten slots from `slot` to the end of its block; return how many.
+    def rest(self, slot: int) -> int:
+        """Return how many slots from `slot` to the end of its block can be claimed.
 
         The rest of a block belongs to the first who continues there; 0 if that was another.
         """
         block, offset = divmod(slot, PAGE_SLOTS)
-        if offset == 0 or self._filled[block] != offset:
-            return 0
-        self._filled[block] = PAGE_SLOTS
-        self._owners[block] += 1
-        return PAGE_SLOTS - offset
+        return PAGE_SLOTS - offset if offset and self._filled[block] == offset else 0
+
+    def claim_rest(self, slot: int) -> int:
+        """Take the unwritten slots from `slot` to the end of its block; return how many."""
+        rest = self.rest(slot)
+        if rest:
+            block = slot // PAGE_SLOTS
+            self._filled[block] = PAGE_SLOTS
+            self._owners[block] += 1
+        return rest
 
     def give_rest_back(self, slot: int) -> None:
         """Let others claim the slots from `slot` to the end of its block."""
