@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import getdoc
 from typing import Any
 
@@ -73,7 +73,7 @@ def generated(name: str) -> str:
     return makers[name]()
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Return a Markdown table."""
     lines = [head, tuple("---" for _ in head), *rows]
     cells = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines]
@@ -97,7 +97,7 @@ def fields(body: Any, *, skip: Any = None) -> str:
     for name in sorted(own.keys() - known.keys()):
         required = " (required)" if own[name].is_required() else ""
         meaning = MEANINGS[name] if name in MEANINGS else ours[name]
-        rows.append((f"`{name}`{required}", meaning))
+        rows.append((f"`{name}`{required}", meaning.replace("None", "`null`")))
     return table(("field", "meaning"), rows)
 
 
@@ -118,7 +118,7 @@ def routes() -> str:
 
     found = [route for route in router.routes if isinstance(route, APIRoute)]
     rows = [
-        (f"`{' '.join(sorted(route.methods))}`", f"`{route.path}`", route.description)
+        (f"`{' '.join(sorted(route.methods or ()))}`", f"`{route.path}`", route.description)
         for route in found
     ]
     return table(("method", "path", "what it does"), rows)

@@ -94,11 +94,11 @@ def probe_all(names: Sequence[str] = ()) -> list[Outcome]:
             continue
         try:
             spec = probe(build(entry)).spec
-            outcome, found = spec.positions, describe(spec)
+            outcome: tuple[str, str] = (spec.positions, describe(spec))
         except UnsupportedModelError as error:
-            outcome, found = "refused", without_figures(str(error))
+            outcome = ("refused", without_figures(str(error)))
         model_type = entry.config().model_type
-        outcomes.append(Outcome(entry.name, model_type, outcome, found, entry.reason))
+        outcomes.append(Outcome(entry.name, model_type, *outcome, entry.reason))
     return outcomes
 
 
