@@ -21,7 +21,7 @@ from kvloom.decode.detokenize import TextDecoder
 from kvloom.decode.draw import Draw, draw
 from kvloom.decode.state import check_vocabulary, draw_keys
 from kvloom.engine.limits import Limits
-from kvloom.engine.memory import MIN_WORTH_WAITING, EngineMemory
+from kvloom.engine.memory import EngineMemory
 from kvloom.engine.request import Computed, Event, Failed, Request, Sequence
 from kvloom.engine.scoring import Scoring
 from kvloom.errors import CapacityError, KvloomError, RequestError
@@ -236,23 +236,16 @@ class Engine:
                     request.scoring.take(logits, first_row, self._decoder.tokenizer)
                 except KvloomError as error:
                     events += self._fail(request.request_id, error)
-            if sequence.ended:
+            if sequence.ended or sequence.pending:
                 continue
-            if sequence.doc is not None and self._others_may_want(sequence, share.num_rows):
+            first = sequence.state_of_text is None
+            if sequence.doc is not None and (first or share.num_rows > 1):
                 self.memory.publish(sequence.doc)
-            if sequence.pending:
-                continue
             if request.params is None:
                 events += self._end(sequence, None)
             elif logits is not None:
                 drawing += [(member, logits[-1:]) for member in self._members(sequence)]
         return events + self._draw(drawing)
-
-    def _others_may_want(self, sequence: Sequence, num_rows: int) -> bool:
-        """Whether what a sequence has computed is worth being found before it ends."""
-        if sequence.pending:
-            return num_rows >= MIN_WORTH_WAITING and len(self._scheduler.waiting) > 0
-        return num_rows > 1 or sequence.state_of_text is None
 
     def _members(self, sequence: Sequence) -> list[Sequence]:
         """Return who draws from a sequence's last row: itself, and its forks at their birth."""

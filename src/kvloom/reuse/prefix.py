@@ -69,17 +69,6 @@ class PrefixTree:
                 break
         return spans
 
-    def match_length(self, tokens: Sequence[int]) -> int:
-        """Return the length of the longest known prefix, without counting it as a use."""
-        node, done = self._top, 0
-        while done < len(tokens) and (child := node.children.get(tokens[done])) is not None:
-            length = common_prefix(child.tokens, tokens, done)
-            done += length
-            node = child
-            if length < len(child.tokens):
-                break
-        return done
-
     def insert(self, doc: KVDoc) -> None:
         """Remember the exact prefix of a document; its open tail is closed first."""
         doc.close_tail()
