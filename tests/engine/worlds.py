@@ -186,7 +186,7 @@ class World:
                 self.check_answer(asked)
         self.check_step()
 
-    def run(self, max_steps: int = 3000) -> None:
+    def run(self, max_steps: int = 40_000) -> None:
         """Step until nothing is left to do."""
         for _ in range(max_steps):
             if not self.engine.has_work:
