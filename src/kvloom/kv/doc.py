@@ -273,8 +273,6 @@ class KVDoc:
 
     def _walk(self) -> Iterator[tuple[Span | None, Taint, Lineage]]:
         expected = actual = self.root
-        if self.start_pos:  # a fresh prefill starts at position 0
-            actual = actual.alter(f"start={self.start_pos}", self.root)
         place = self.start_pos
         yield None, Taint.EXACT, actual
         for span in self.spans:
