@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from kvloom.cli.ask import ask
+from kvloom.cli.bench import make_bench
 from kvloom.cli.chat import chat
 from kvloom.cli.demo import demo
 from kvloom.cli.doctor import doctor
@@ -44,6 +45,7 @@ def make_app() -> typer.Typer:
     for command in (ask, chat, serve, doctor, demo):
         app.command(command.__name__)(flatten(command))
     app.add_typer(make_models(), name="models")
+    app.add_typer(make_bench(), name="bench")
     return app
 
 

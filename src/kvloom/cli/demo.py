@@ -19,11 +19,11 @@ from kvloom.errors import RequestError
 if TYPE_CHECKING:
     from kvloom.outputs import Usage
 
-MODULE = "cmd"
-"""About 3,400 tokens; its documentation says what it does in words a small model can repeat."""
+MODULE = "timeit"
+"""About 3,400 tokens, and a small model understands it well enough to answer rightly."""
 QUESTIONS = (
-    "What is this module for? Answer in two sentences.",
-    "Which method is called when an empty line is entered? Answer in one sentence.",
+    "What does this module measure? Answer in one sentence.",
+    "Which class does this module define, and what does it do? Answer in one sentence.",
 )
 MAX_TOKENS = 120
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from kvloom.cli.flatten import flatten
 from kvloom.cli.progress import long_work
-from kvloom.cli.settings import CacheDirOption, ModelArgument
+from kvloom.cli.settings import CacheDirOption, ModelArgument, TrustOption
 from kvloom.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -45,9 +45,7 @@ def list_models(cache_dir: CacheDirOption = None) -> None:
 def convert(
     model: ModelArgument = "default",
     cache_dir: CacheDirOption = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Fetch the model's Python code too.")
-    ] = False,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Convert or download a model now, and print the folder it is in."""
     terminal = Terminal()

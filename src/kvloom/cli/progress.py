@@ -17,6 +17,9 @@ from rich.console import Console
 from kvloom.errors import KvloomError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
     from kvloom.model.digest import Progress
     from kvloom.outputs import EngineStats
 
@@ -49,15 +52,32 @@ def long_work(console: Console, description: str, then: str = "") -> Iterator[Pr
         console=console,
         transient=True,
     ) as shown:
-        task = shown.add_task(description, total=None)
+        bar = OneBar(shown, then)
+        bar(description, 0, 0)
+        yield bar
 
-        def show(description: str, done: int, total: int) -> None:
-            if then and done >= total > 0:
-                shown.update(task, description=then, completed=0, total=None)
-            else:
-                shown.update(task, description=description, completed=done, total=total or None)
 
-        yield show
+class OneBar:
+    """Shows one bar at a time; a new description begins a new one."""
+
+    def __init__(self, shown: Bars, then: str = "") -> None:
+        self._shown = shown
+        self._then = then
+        self._task: TaskID | None = None
+        self._described = ("", False)
+
+    def __call__(self, description: str, done: int, total: int) -> None:
+        """Take note of `done` out of `total`."""
+        if self._then and done >= total > 0:
+            description, done, total = self._then, 0, 0
+        if self._described != (description, total > 0):
+            if self._task is not None:
+                self._shown.remove_task(self._task)
+            # A bar cannot go back to an unknown total, so it is a new one.
+            self._task = self._shown.add_task(description, total=total or None)
+            self._described = (description, total > 0)
+        assert self._task is not None
+        self._shown.update(self._task, completed=done, total=total or None)
 
 
 class PlainLines:

@@ -48,6 +48,13 @@ CacheDirOption = Annotated[
         help="Folder for converted models.",
     ),
 ]
+DTypeOption = Annotated[DType, typer.Option(help="Of weights, activations and KV.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, show_default="all cores", help="CPU threads.")
+]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -55,13 +62,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 class LoadOptions:
     """How a model is loaded."""
 
-    dtype: Annotated[DType, typer.Option(help="Of weights, activations and KV.")] = "auto"
-    threads: Annotated[
-        int | None, typer.Option(min=1, show_default="all cores", help="CPU threads.")
-    ] = None
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-    ] = False
+    dtype: DTypeOption = "auto"
+    threads: ThreadsOption = None
+    trust_remote_code: TrustOption = False
     cache_dir: CacheDirOption = None
 
 

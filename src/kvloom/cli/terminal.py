@@ -70,5 +70,5 @@ class _CurrentStderr(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
-        self.setStream(sys.stderr)
+        self.stream = sys.stderr
         super().emit(record)
