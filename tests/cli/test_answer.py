@@ -48,3 +48,12 @@ def test_table_has_a_row_per_question() -> None:
     assert "12.3 s" in lines[1]
     assert lines[2].split()[-2:] == ["–", "–"]
     assert len(lines) == 3
+
+
+def test_table_cuts_questions_and_never_numbers() -> None:
+    shown = Console(file=io.StringIO(), width=60)
+    shown.print(cost_table(["word " * 40], [usage(12.34, 16.34)]))
+    assert isinstance(shown.file, io.StringIO)
+    _, row = shown.file.getvalue().splitlines()
+    assert "…" in row
+    assert row.split()[-5:] == ["56", "3,400", "12.3", "s", "5.0"]

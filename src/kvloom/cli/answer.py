@@ -11,6 +11,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, cast
 
 from rich.table import Table
+from rich.text import Text
 
 from kvloom.cli.progress import prefill_progress
 from kvloom.cli.terminal import Terminal
@@ -81,7 +82,8 @@ def cost_table(questions: Sequence[str], usages: Sequence[Usage]) -> Table:
     for question, usage in zip(questions, usages, strict=True):
         speed, first = tokens_per_second(usage), usage.time_to_first_token_s
         table.add_row(
-            _shorten(question, 40),
+            # The text, not the column, must not wrap: rich narrows only columns that may wrap.
+            Text(" ".join(question.split()), no_wrap=True, overflow="ellipsis"),
             f"{usage.computed_tokens:,}",
             f"{usage.cached_tokens:,}",
             "–" if first is None else _seconds(first),
@@ -92,8 +94,3 @@ def cost_table(questions: Sequence[str], usages: Sequence[Usage]) -> Table:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
-
-
-def _shorten(text: str, length: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 1] + "…"
