@@ -69,7 +69,7 @@ class Document:
         Raises:
             RequestError: the document would outgrow the model's context or the KV memory.
         """
-        self.append_tokens(self._llm.tokenizer.encode(text, add_special_tokens=False))
+        self.append_tokens(self._encode(text))
 
     def append_tokens(self, tokens: list[int]) -> None:
         """Add tokens at the end and compute their KV."""
@@ -145,7 +145,7 @@ class Document:
         """
         if not self._tokens:
             raise RequestError("An empty document predicts nothing; append text first.")
-        targets = self._llm.tokenizer.encode(text, add_special_tokens=False)
+        targets = self._encode(text)
         if not targets:
             raise RequestError("There is no text to score; give at least one token.", param="text")
         computed = self._compute(
@@ -164,7 +164,12 @@ class Document:
         self._finalizer()
 
     def _with(self, question: str) -> list[int]:
-        return [*self._tokens, *self._llm.tokenizer.encode(question, add_special_tokens=False)]
+        return [*self._tokens, *self._encode(question)]
+
+    def _encode(self, text: str) -> list[int]:
+        if not isinstance(text, str):
+            raise RequestError(f"The text is {text!r}; give a string.", param="text")
+        return self._llm.tokenizer.encode(text, add_special_tokens=False)
 
     def _own(self, kv: KVDoc) -> None:
         """Let go of a document's KV together with this object; the engine holds it already."""

@@ -156,7 +156,8 @@ class EngineMemory:
         if self.tree is None or not sequence.request.reuse_prefix:
             return False
         for other in self._running:
-            if other.state is JobState.RUNNING and other.pending > 1:
+            unfinished = other.state_of_text is None or other.pending > 1
+            if other.state is JobState.RUNNING and unfinished:
                 shared = min(common_prefix(other.tokens, sequence.tokens), limit)
                 if shared - known >= MIN_WORTH_WAITING:
                     return True

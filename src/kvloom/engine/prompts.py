@@ -33,7 +33,11 @@ def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 def as_chats(messages: Messages | Sequence[Messages]) -> list[Messages]:
     """Return one or many chats as a list."""
-    if messages and all(isinstance(item, list) for item in messages):
+    if (
+        isinstance(messages, Sequence)
+        and messages
+        and all(isinstance(item, list) for item in messages)
+    ):
         return list(messages)  # type: ignore[arg-type]
     return [messages]  # type: ignore[list-item]
 
@@ -50,18 +54,19 @@ def as_params(
         return [SamplingParams()] * count
     if isinstance(params, SamplingParams):
         return [params] * count
-    if not isinstance(params, Sequence):
+    given = list(params) if isinstance(params, Sequence) else [params]
+    if wrong := [item for item in given if not isinstance(item, SamplingParams)]:
         raise RequestError(
-            f"params are SamplingParams or a list of them, not {type(params).__name__}.",
+            f"params are SamplingParams or a list of them, not {type(wrong[0]).__name__}.",
             param="params",
         )
-    if len(params) != count:
+    if len(given) != count:
         raise RequestError(
-            f"{len(params)} sets of parameters were given for {count} prompts; give one for all "
+            f"{len(given)} sets of parameters were given for {count} prompts; give one for all "
             "or one for each.",
             param="params",
         )
-    return list(params)
+    return given
 
 
 def tokenize(tokenizer: TextTokenizer, prompt: Prompt) -> tuple[str | None, list[int]]:
