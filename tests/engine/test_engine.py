@@ -156,7 +156,7 @@ def with_question(length: int, number: int) -> list[int]:
     return [*LETTERS[:length], 1 + number, *BOOKS[1][:4]]
 
 
-@pytest.mark.parametrize("step_tokens", [16, 50, 64, 100, 512])
+@pytest.mark.parametrize("step_tokens", [16, 50, 64, 100, 104, 512])
 @pytest.mark.parametrize("length", [64, 100, 130, 200])
 def test_a_common_prefix_is_computed_once_for_all_who_come_together(
     length: int, step_tokens: int
