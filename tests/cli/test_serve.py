@@ -39,29 +39,33 @@ def serving(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Po
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_answers_until_it_is_told_to_stop(tiny_model: str, number: int) -> None:
+def assert_stops(process: subprocess.Popen[str], number: int) -> None:
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def test_answers_until_it_is_terminated(tiny_model: str) -> None:
     with serving("-m", tiny_model) as (process, url), httpx.Client(timeout=60) as client:
         assert client.get(f"{url}/v1/models").json()["data"][0]["id"] == "tiny"
         body = {"model": "tiny", "prompt": "def", "max_tokens": 3, "temperature": 0}
         answer = client.post(f"{url}/v1/completions", json=body)
         assert answer.status_code == 200, answer.text
         assert answer.json()["usage"]["completion_tokens"] == 3
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert out == ""
-    assert "Traceback" not in err
+        assert_stops(process, signal.SIGTERM)
 
 
 def test_keys_come_from_options_or_the_environment(tiny_model: str) -> None:
     name = ("--served-model-name", "mine")
-    with serving("-m", tiny_model, *name, KVLOOM_API_KEY="one two") as (_, url):
+    with serving("-m", tiny_model, *name, KVLOOM_API_KEY="one two") as (process, url):
         assert httpx.get(f"{url}/v1/models").status_code == 401
         for key in ("one", "two"):
             headers = {"Authorization": f"Bearer {key}"}
             answer = httpx.get(f"{url}/v1/models", headers=headers)
             assert answer.json()["data"][0]["id"] == "mine"
+        assert_stops(process, signal.SIGINT)
 
 
 def test_a_taken_port_is_said_before_the_model_is_loaded(invoke: Invoke) -> None:
