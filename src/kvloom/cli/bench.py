@@ -152,6 +152,3 @@ def _time_left(console: Console) -> Iterator[Progress]:
             shown.update(bar, description=description, completed=done)
 
         yield tell
-
-
-app = make_bench()
