@@ -260,6 +260,25 @@ def test_what_is_pruned_and_what_stands_behind_it_is_not_exact(first, second, be
     assert [taint for _, taint in grown.taints()] == [Taint.EXACT, Taint.PRUNED, Taint.FOREIGN]
 
 
+@given(first=texts, second=texts, third=texts, behind=texts, shift=st.integers(0, 3))
+def test_kv_that_was_computed_exactly_stays_exact_behind_what_was_not(
+    first, second, third, behind, shift
+):
+    doc = document(first, second, third)
+    one, two, three = doc.spans
+    hidden = () if shift else (SlotRange(two.start, two.start + 1),)
+    grown = show(doc, one, Span(two.segment, two.start, two.stop, shift, hidden), three)
+    grown.append(behind)
+    grown.close_tail()
+    inexact = Taint.MOVED if shift else Taint.PRUNED
+    expected = [Taint.EXACT, inexact, Taint.EXACT, Taint.FOREIGN]
+    assert [taint for _, taint in grown.taints()] == expected
+    assert grown.exact_length() == len(first)
+    assert grown.lineage() != ROOT.extend(grown.tokens)
+    healed = show(doc, one, two, three, grown.spans[-1])
+    assert healed.exact_length() == len(first + second + third)
+
+
 @given(first=texts, second=texts, other=texts)
 def test_kv_that_attended_to_something_else_is_foreign(first, second, other):
     doc, elsewhere = document(first), document(other, second)
@@ -338,6 +357,7 @@ def test_a_part_of_a_span_shows_its_tokens_and_holes(parts, low, high):
     assert part.shift == 3
     hidden = [slot for cut in part.hidden for slot in range(*cut)]
     assert hidden == ([span.start] if low == 0 < high else [])
+    assert all(cut.length > 0 for cut in part.hidden)
 
 
 @given(

@@ -184,6 +184,21 @@ def test_a_prefix_that_moved_alike_is_read_once(prefix, shift):
     assert sum(piece.stop - piece.start for piece in plan.pieces[None]) == prefix + 3
 
 
+@given(seed=st.integers(0, 2**16), shift=st.integers(-20, 40), window=st.sampled_from([None, 20]))
+def test_an_overlay_moves_with_its_document(seed, shift, window):
+    world = World(seed, (layer_spec(0, window=window),))
+    repaired = world.new(0, 60).fork()
+    world.docs.append(repaired)
+    world.overlay(repaired, np.array([50, 3, 20, 21]))
+    moved = world.graft([(span, shift, span.hidden) for span in repaired.spans])
+    pos = np.array([55 + shift, 4 + shift, 21 + shift])
+    plan = plan_fold([moved], [pos], [world.append_unwritten(world.docs[0], 3)], {window})
+    q, rotated = world.query(0, pos)
+    out = fold(plan, world.layers[0], rotated, scale=world.scale(0))
+    expected = world.attended(moved, 0, q, pos)
+    np.testing.assert_allclose(out.numpy(), expected, rtol=0, atol=NEAR)
+
+
 def test_rows_without_anything_to_see_get_nothing():
     world = World(0, PLAIN)
     world.new(0, 10)

@@ -13,7 +13,12 @@ from kvloom.kv.segment import Segment, SlotArrays, visibility_mask
 from kvloom.ops.partial import MIN_LOGIT
 from tests.kv.worlds import PLAIN, ROOT, World, small_pool
 
-texts = st.lists(st.integers(0, 5), min_size=1, max_size=200)
+texts = st.one_of(
+    st.lists(st.integers(0, 5), min_size=1, max_size=200),
+    st.tuples(st.integers(1, 200), st.integers(2, 7)).map(
+        lambda pair: [i * i % pair[1] for i in range(pair[0])]
+    ),
+)
 
 
 def segment_of(tokens: list[int], origin: Lineage = ROOT, blocks: int = 4) -> Segment:

@@ -49,6 +49,16 @@ def test_neighbours_read_as_one():
     assert len(views_of(doc)) == 1
 
 
+def test_neighbouring_slots_at_other_positions_stay_apart():
+    world = World(0, PLAIN)
+    first, second = world.new(0, 64), world.new(0, 64)
+    for doc in (first, second):
+        doc.close_tail()
+    joined = world.graft([(span, 0, ()) for span in (*first.spans, *second.spans)])
+    one, two = views_of(joined)
+    assert (one.stop, one.first_pos) == (two.start, two.first_pos)
+
+
 @given(
     start=st.integers(0, 50),
     length=st.integers(1, 40),

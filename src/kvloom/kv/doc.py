@@ -284,14 +284,14 @@ class KVDoc:
                 taint |= Taint.PRUNED
             if segment.placed:
                 taint |= Taint.REPAIRED
-            if actual != expected or segment.lineage_at(span.start) != expected:
+            if segment.lineage_at(span.start) != expected:
                 taint |= Taint.FOREIGN
             if taint is Taint.EXACT and segment.base + span.start != place:
                 taint = Taint.MOVED
             place += span.length
-            if taint is Taint.EXACT:
+            if taint is Taint.EXACT and actual == expected:
                 expected = actual = segment.lineage_at(span.stop)
-            else:
+            else:  # Rows behind an exact span attend to the inexact ones before it as well.
                 expected = expected.extend(span.tokens)
                 recipe = f"shift={span.shift};hidden={[tuple(cut) for cut in span.hidden]}"
                 if segment.placed:
