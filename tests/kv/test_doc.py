@@ -250,6 +250,23 @@ def test_what_moved_and_what_stands_behind_it_is_not_exact(first, second, shift,
     }
 
 
+@given(
+    first=texts,
+    second=st.lists(st.integers(0, 4), min_size=5, max_size=99),
+    shifts=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    holes=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+)
+def test_lineage_tells_apart_what_was_done(first, second, shifts, holes):
+    doc = document(first, second)
+    one, two = doc.spans
+    ways = []
+    for shift, hole in zip(shifts, holes, strict=True):
+        hidden = (SlotRange(two.start, two.start + hole),)
+        ways.append(show(doc, one, Span(two.segment, two.start, two.stop, shift, hidden)))
+    same = (shifts[0], holes[0]) == (shifts[1], holes[1])
+    assert (ways[0].lineage() == ways[1].lineage()) == same
+
+
 @given(first=texts, second=st.lists(st.integers(0, 4), min_size=3, max_size=99), behind=texts)
 def test_what_is_pruned_and_what_stands_behind_it_is_not_exact(first, second, behind):
     doc = document(first, second)
