@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, and count, tests whose data is not here; where nothing may be missing, they fail."""
+    """Leave out, and count, tests whose data is missing; where nothing may be, they fail."""
     if SHARED_DATA.is_dir() or config.getoption("--nothing-missing"):
         return
     missing = [item for item in items if item.get_closest_marker("shared_data")]
