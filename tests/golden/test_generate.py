@@ -144,7 +144,7 @@ def test_twenty_sources_of_the_standard_library(llm: LLM, model: Any) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_function_heads_of_the_standard_library(llm: LLM, model: Any) -> None:
     heads = [
         head for module in ("heapq", "textwrap", "statistics") for head in function_heads(module)
@@ -157,7 +157,7 @@ def test_function_heads_of_the_standard_library(llm: LLM, model: Any) -> None:
 
 @pytest.mark.long
 @pytest.mark.shared_data
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_human_eval(llm: LLM, model: Any, shared_data: Path) -> None:
     with gzip.open(shared_data / "HumanEval.jsonl.gz", "rt") as file:
         tasks = [json.loads(line) for line in file]
