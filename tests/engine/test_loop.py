@@ -28,7 +28,7 @@ def runner() -> FakeRunner:
 
 @pytest.fixture
 def loop(runner: FakeRunner) -> Iterator[EngineLoop]:
-    made = EngineLoop(fake_engine(blocks=64, runner=runner, max_waiting=10_000))
+    made = EngineLoop(lambda: fake_engine(blocks=64, runner=runner, max_waiting=10_000))
     yield made
     made.stop()
 
@@ -166,7 +166,7 @@ def test_a_batch_with_a_wrong_prompt_submits_nothing(loop: EngineLoop) -> None:
 
 
 def test_a_batch_is_taken_as_far_as_the_queue_goes() -> None:
-    loop = EngineLoop(fake_engine(max_running=2, max_waiting=1))
+    loop = EngineLoop(lambda: fake_engine(max_running=2, max_waiting=1))
     tasks = [lambda engine, p=b[:9]: engine.submit(p, FOREVER) for b in [*BOOKS, *BOOKS]]
     inbox: SimpleQueue[Event] = SimpleQueue()
     assert len(loop.submit_and_wait(tasks, inbox.put)) == 3
@@ -208,7 +208,7 @@ def test_finished_requests_leave_no_mailbox(loop: EngineLoop, runner: FakeRunner
 
 def test_receivers_that_are_gone_end_their_requests() -> None:
     gone: list[str] = []
-    loop = EngineLoop(fake_engine(), lambda: [gone.pop()] if gone else [])
+    loop = EngineLoop(fake_engine, lambda: [gone.pop()] if gone else [])
     inbox: SimpleQueue[Event] = SimpleQueue()
     tasks = [lambda engine: engine.submit(BOOKS[0][:9], FOREVER)]
     (request_id,) = loop.submit_and_wait(tasks, inbox.put)

@@ -12,10 +12,10 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar, Unpack
 
-from kvloom.engine.assembly import Assembly, Settings, assemble
+from kvloom.engine.assembly import Settings, assemble, launch
 from kvloom.engine.batch import Batch, chunk_or_raise
 from kvloom.engine.engine import Engine
-from kvloom.engine.loop import EngineLoop, Mailbox, Submission
+from kvloom.engine.loop import Mailbox, Submission
 from kvloom.engine.prompts import Messages, Prompt, as_chats, as_params, as_prompts, tokenize
 from kvloom.engine.request import Event
 from kvloom.errors import CapacityError
@@ -37,16 +37,13 @@ class AsyncLLM:
     """
 
     def __init__(self, model: str = "default", **settings: Unpack[Settings]) -> None:
-        self._start(assemble(model, settings))
-
-    def _start(self, assembly: Assembly) -> None:
+        self._post = _PostOffice()
+        assembly, self._loop = launch(lambda: assemble(model, settings), self._post.flush)
         self.model_path = assembly.model_path
         self.tokenizer = assembly.tokenizer
         self.spec = assembly.spec
         self.passport = assembly.passport
         self.config = assembly.config
-        self._post = _PostOffice()
-        self._loop = EngineLoop(assembly.engine, self._post.flush)
         self._stop = weakref.finalize(self, self._loop.stop)
 
     async def generate(

@@ -6,6 +6,7 @@ Does not know: how requests reach the engine.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -16,6 +17,7 @@ import torch
 from kvloom.config import DType, EngineConfig, parse_bytes
 from kvloom.decode.detokenize import TextDecoder
 from kvloom.engine.engine import Engine
+from kvloom.engine.loop import EngineLoop
 from kvloom.errors import RequestError
 from kvloom.model.digest import Progress
 from kvloom.model.load import load_model
@@ -118,6 +120,25 @@ def assemble(model: str, settings: Settings) -> Assembly:
         passport=passport,
         config=config,
     )
+
+
+def launch(
+    build: Callable[[], Assembly], flush: Callable[[], Iterable[str]] | None = None
+) -> tuple[Assembly, EngineLoop]:
+    """Build an assembly on a thread of its own, which goes on as the loop of its engine.
+
+    Args:
+        build: makes the assembly; what it raises is raised here.
+        flush: called after every step, as `EngineLoop` says.
+    """
+    made: list[Assembly] = []
+
+    def build_engine() -> Engine:
+        made.append(build())
+        return made[0].engine
+
+    loop = EngineLoop(build_engine, flush)
+    return made[0], loop
 
 
 def engine_config(settings: Settings) -> EngineConfig:

@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from kvloom.engine.assembly import Settings, assemble
+from kvloom.engine.assembly import Settings, assemble, launch
 from kvloom.engine.batch import Batch, chunk_or_raise
 from kvloom.engine.document import Document
 from kvloom.engine.loop import EngineLoop
@@ -43,13 +43,12 @@ class LLM:
     """
 
     def __init__(self, model: str = "default", **settings: Unpack[Settings]) -> None:
-        assembly = assemble(model, settings)
+        assembly, self._loop = launch(lambda: assemble(model, settings))
         self.model_path = assembly.model_path
         self.tokenizer = assembly.tokenizer
         self.spec = assembly.spec
         self.passport = assembly.passport
         self.config = assembly.config
-        self._loop = EngineLoop(assembly.engine)
         self._stop = weakref.finalize(self, self._loop.stop)
 
     def generate(

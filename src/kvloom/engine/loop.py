@@ -28,23 +28,31 @@ Submission = Callable[[Engine], str]
 class EngineLoop:
     """Runs an engine on a thread of its own; everybody else asks it to do things in between."""
 
-    def __init__(self, engine: Engine, flush: Callable[[], Iterable[str]] | None = None) -> None:
-        """Start the thread.
+    def __init__(
+        self, build: Callable[[], Engine], flush: Callable[[], Iterable[str]] | None = None
+    ) -> None:
+        """Start the thread and wait until it has built its engine.
+
+        The thread builds the engine itself: every thread that computes gets workers of its own
+        from OpenMP, and where these outnumber the cores none of them waits awake any more.
 
         Args:
-            engine: nobody else may touch it from now on.
+            build: makes the engine, which nobody else may touch; what it raises is raised here.
             flush: called after every step, when all its events are in their mailboxes; returns
                 the requests whose receivers are gone.
         """
-        self._engine = engine
         self._flush = flush or (lambda: ())
         self._tasks: deque[tuple[Future[Any], Callable[[Engine], Any]]] = deque()
         self._mailboxes: dict[str, Mailbox] = {}
         self._wake = threading.Condition()
         self._stopping = False
         self._crash: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="kvloom-engine", daemon=True)
+        built: Future[Engine] = Future()
+        self._thread = threading.Thread(
+            target=self._run, args=(build, built), name="kvloom-engine", daemon=True
+        )
         self._thread.start()
+        self._engine = built.result()
 
     def call(self, task: Callable[[Engine], T]) -> Future[T]:
         """Run a function on the engine between two steps.
@@ -124,7 +132,13 @@ class EngineLoop:
         if self._thread is not threading.current_thread():
             self._thread.join()
 
-    def _run(self) -> None:
+    def _run(self, build: Callable[[], Engine], built: Future[Engine]) -> None:
+        try:
+            self._engine = build()
+        except BaseException as error:
+            built.set_exception(error)
+            return
+        built.set_result(self._engine)
         try:
             while self._wait_for_work():
                 while self._tasks:

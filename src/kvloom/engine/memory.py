@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from kvloom.engine.request import Sequence
+from kvloom.kv.copying import append_copies
 from kvloom.kv.doc import KVDoc, Span
 from kvloom.kv.lineage import Lineage
 from kvloom.kv.pool import PAGE_SLOTS, Pool, blocks_for
@@ -57,15 +58,28 @@ class EngineMemory:
         if self._is_being_computed(job, known, reusable):
             return "wait for a prefix"
         doc = KVDoc(self.pool, self.root, spans)
+        # Less than a block saves no memory when it is shared, but one more piece in every fold.
+        copies = 0 < known < PAGE_SLOTS
+        missing = len(job.tokens) - (0 if copies else known)
         # Beside others a new sequence leaves a block to grow into, lest it be preempted at once.
         margin = 1 if self._running else 0
-        if not self._make_room(blocks_for(len(job.tokens) - known) + margin, doc):
+        if not self._make_room(blocks_for(missing) + margin, doc):
             doc.close()
             return "no room"
+        if copies:
+            doc = self._copied(doc, len(job.tokens))
         self._count(job, known)
         self.attach(job, doc)
         job.num_computed = known
         return "admitted"
+
+    def _copied(self, doc: KVDoc, expected_length: int) -> KVDoc:
+        """Return a document with its own copy of another one's KV, which is closed."""
+        copy = KVDoc(self.pool, self.root)
+        copy.expected_length = expected_length
+        append_copies(copy, doc.spans)
+        doc.close()
+        return copy
 
     def attach(self, sequence: Sequence, doc: KVDoc) -> None:
         """Let a sequence run on a document."""

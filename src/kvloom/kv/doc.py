@@ -179,6 +179,8 @@ class KVDoc:
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens and let go of the rest at once."""
         assert 0 <= length <= self.length, "truncated to more than there is"
+        if self._tail is not None and self._tail.length == 0 and length < self.length:
+            self._drop_tail()
         spans, kept = [], 0
         for span in self.spans:
             keep = min(span.length, length - kept)
@@ -208,9 +210,20 @@ class KVDoc:
         """Close the open segment, as anything that is shared must be."""
         if self._tail is None:
             return
+        if self._tail.length:
+            self.pool.retain(*self.spans[-1].pool_slots)
+        self._drop_tail()
+
+    def seal(self) -> None:
+        """Close what is written, so that it may be shared, and keep the room behind it."""
+        tail = self._tail
+        if tail is None or tail.length == 0:
+            return
+        if tail.room == 0:
+            self.close_tail()
+            return
         self.pool.retain(*self.spans[-1].pool_slots)
-        self._tail.close()
-        self._tail = None
+        self._tail = tail.split(self.lineage())
 
     def shrink(self) -> None:
         """Give back reserved blocks that hold nothing yet."""
@@ -256,10 +269,7 @@ class KVDoc:
     def nbytes(self) -> int:
         """Bytes of all blocks the document owns, shared ones and the tail's reserve included."""
         blocks: set[int] = set()
-        for span in self.spans:
-            first, stop = span.pool_slots
-            if span.segment is self._tail:
-                stop = span.segment.first_slot + span.segment.capacity
+        for first, stop in self.owned_ranges():
             blocks.update(range(first // PAGE_SLOTS, blocks_for(stop)))
         return len(blocks) * self.pool.block_bytes
 

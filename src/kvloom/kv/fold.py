@@ -36,7 +36,6 @@ class Piece:
         causal: row i sees slots 0..i only.
         mask: fp32 added to the logits; None if every row sees every slot.
         alone: no other piece is read by these rows.
-        whole: these rows are all rows of the step.
     """
 
     start: int
@@ -46,7 +45,6 @@ class Piece:
     causal: bool
     mask: Tensor | None
     alone: bool
-    whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,8 @@ class FoldPlan:
         num_rows: packed rows.
         pos: int64 positions of the rows, on the device.
         write_slots: slot of every row's K and V; a slice where they are neighbours.
-        pieces: what is read, by window.
+        pieces: what is read, by window, in the order of their rows.
+        tiled: windows whose pieces hold every row once and in order.
         turns: cos and sin of every query turn, by shift and rope.
     """
 
@@ -67,6 +66,7 @@ class FoldPlan:
     pos: Tensor
     write_slots: RowIndex
     pieces: dict[int | None, tuple[Piece, ...]]
+    tiled: frozenset[int | None]
     turns: dict[tuple[int, Rope], tuple[Tensor, Tensor]]
 
 
@@ -103,6 +103,7 @@ def plan_fold(
         pos=packed_pos,
         write_slots=_index(np.concatenate(write_slots)),
         pieces=pieces,
+        tiled=frozenset(w for w, read_at in pieces.items() if _tile(read_at, len(packed_pos))),
         turns={},
     )
 
@@ -126,8 +127,9 @@ def fold(
 ) -> Tensor:
     """Attend with rotated queries (h, s, d) over everything their rows see; return (h, s, dv)."""
     pieces = plan.pieces[layer.window]
-    if len(pieces) == 1 and pieces[0].whole and sink is None:
-        return _partial(plan, pieces[0], layer, q, scale).o
+    if layer.window in plan.tiled and sink is None:
+        partials = [_partial(plan, piece, layer, q[:, piece.rows], scale) for piece in pieces]
+        return partials[0].o if len(partials) == 1 else torch.cat([p.o for p in partials], dim=1)
     o = q.new_zeros(q.shape[0], q.shape[1], layer.v_dim)
     lse = q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
     for piece in pieces:
@@ -182,7 +184,7 @@ def _pieces(readings: Sequence[Reading], pos: Tensor, window: int | None) -> tup
         for start, stop in reading.rows:
             readers[start:stop] += 1
     pieces = []
-    for reading in readings:
+    for reading in sorted(readings, key=lambda reading: reading.rows):
         start, stop = reading.rows[0]
         rows: RowIndex = slice(start, stop)
         if len(reading.rows) > 1:
@@ -191,9 +193,18 @@ def _pieces(readings: Sequence[Reading], pos: Tensor, window: int | None) -> tup
         alone = all(bool((readers[a:b] == 1).all()) for a, b in reading.rows)
         view = reading.view
         causal = reading.visibility == "causal"
-        whole = reading.rows == ((0, len(pos)),)
-        pieces.append(Piece(view.start, view.stop, rows, view.shift, causal, mask, alone, whole))
+        pieces.append(Piece(view.start, view.stop, rows, view.shift, causal, mask, alone))
     return tuple(pieces)
+
+
+def _tile(pieces: Sequence[Piece], num_rows: int) -> bool:
+    """Whether the pieces' rows, one behind the other, are all rows of the step."""
+    end = 0
+    for piece in pieces:
+        if not isinstance(piece.rows, slice) or piece.rows.start != end:
+            return False
+        end = piece.rows.stop
+    return end == num_rows
 
 
 def _mask(view: View, query_pos: Tensor, window: int | None) -> Tensor:

@@ -147,6 +147,20 @@ class Segment:
         if end % PAGE_SLOTS and end < self.first_slot + self.capacity:
             self.pool.give_rest_back(end)
 
+    def split(self, origin: Lineage) -> Segment:
+        """Close what is written and return the unwritten rest as a segment of the same writer.
+
+        Args:
+            origin: lineage of what the rest's first slot will attend to.
+        """
+        assert 0 < self.length < self.capacity, "split where nothing stands or nothing is left"
+        end, room = self.first_slot + self.length, self.capacity - self.length
+        rest = Segment(self.pool, end, room, base=self.base + self.length, origin=origin)
+        self.pool.retain(end, end + room)
+        self.closed = True
+        self.pool.release(self.first_slot, end + room)
+        return rest
+
     def lineage_at(self, slot: int) -> Lineage:
         """Return the lineage of everything up to and without `slot`, as it was computed."""
         index, rest = divmod(slot, BLOCK_TOKENS)

@@ -58,7 +58,7 @@ def attend(
     heads, rows, dim = q.shape
     groups, slots = k.shape[0], k.shape[1]
     repeat = heads // groups
-    flash = getattr(torch.ops.aten, FLASH_OP)
+    flash = getattr(torch.ops.aten, FLASH_OP).default
     if mask is None and not causal:
         # All query heads of a KV head read it together, as further rows of the same product.
         o, lse = flash(q.reshape(1, groups, repeat * rows, dim), k[None], v[None], scale=scale)

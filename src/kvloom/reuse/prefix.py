@@ -70,8 +70,8 @@ class PrefixTree:
         return spans
 
     def insert(self, doc: KVDoc) -> None:
-        """Remember the exact prefix of a document; its open tail is closed first."""
-        doc.close_tail()
+        """Remember the exact prefix of a document; what it has written is closed first."""
+        doc.seal()
         exact = doc.exact_length()
         now = next(self._clock)
         node = self._top
