@@ -141,6 +141,14 @@ class DocMachine(RuleBasedStateMachine):
         assert model.doc.version is before
 
     @rule(model=docs)
+    def seal(self, model: Model) -> None:
+        before, room = model.doc.version, model.doc.blocks_needed(200)
+        model.doc.seal()
+        assert model.doc.version is before
+        assert model.doc.blocks_needed(200) == room, "sealing gave room away"
+        assert all(span.segment.closed for span in model.doc.spans)
+
+    @rule(model=docs)
     def shrink(self, model: Model) -> None:
         model.doc.shrink()
         owned = -(-len(model.tokens) // PAGE_SLOTS) + 2 * len(model.doc.spans)

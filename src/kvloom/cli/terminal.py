@@ -59,6 +59,8 @@ def set_up_logging(level: str) -> None:
     handler = _CurrentStderr()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
+    for earlier in [h for h in root.handlers if isinstance(h, _CurrentStderr)]:
+        root.removeHandler(earlier)  # the program may be run twice in one process
     root.addHandler(handler)
     chosen = logging.getLevelNamesMapping()[level.upper()]
     root.setLevel(max(chosen, logging.WARNING))
