@@ -13,6 +13,7 @@ from kvloom.version import __version__
 if TYPE_CHECKING:
     from kvloom.config import EngineConfig
     from kvloom.engine.aio import AsyncLLM
+    from kvloom.engine.async_document import AsyncDocument
     from kvloom.engine.document import Document
     from kvloom.engine.llm import LLM
     from kvloom.errors import (
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "LLM": "kvloom.engine.llm",
     "Document": "kvloom.engine.document",
+    "AsyncDocument": "kvloom.engine.async_document",
     "AsyncLLM": "kvloom.engine.aio",
     "EngineConfig": "kvloom.config",
     "SamplingParams": "kvloom.params",
@@ -44,6 +46,7 @@ _HOMES = {
 
 __all__ = [
     "LLM",
+    "AsyncDocument",
     "AsyncLLM",
     "CapacityError",
     "CompletionOutput",

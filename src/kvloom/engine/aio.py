@@ -13,12 +13,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar, Unpack
 
 from kvloom.engine.assembly import Settings, assemble, launch
+from kvloom.engine.async_document import AsyncDocument
 from kvloom.engine.batch import Batch, chunk_or_raise
+from kvloom.engine.document import make_document
 from kvloom.engine.engine import Engine
-from kvloom.engine.loop import Mailbox, Submission
+from kvloom.engine.loop import EngineLoop, Mailbox, Submission
 from kvloom.engine.prompts import Messages, Prompt, as_chats, as_params, as_prompts, tokenize
 from kvloom.engine.request import Event
 from kvloom.errors import CapacityError
+from kvloom.kv.doc import KVDoc
 from kvloom.outputs import EngineStats, RequestOutput, StreamChunk
 from kvloom.params import SamplingParams
 
@@ -79,13 +82,21 @@ class AsyncLLM:
             RequestError: the prompt or its parameters are wrong; raised at the first chunk.
             CapacityError: too many requests wait, or the prompt cannot be held.
         """
-        return self._stream(tokenize(self.tokenizer, prompt)[1], params or SamplingParams())
+        return self.stream_tokens(tokenize(self.tokenizer, prompt)[1], params or SamplingParams())
 
     def stream_chat(
         self, messages: Messages, params: SamplingParams | None = None
     ) -> AsyncIterator[StreamChunk]:
         """Yield what every step adds to the answer to a chat."""
-        return self._stream(self.tokenizer.chat_tokens(messages), params or SamplingParams())
+        return self.stream_tokens(self.tokenizer.chat_tokens(messages), params or SamplingParams())
+
+    async def document(self, text: Prompt) -> AsyncDocument:
+        """Return a document of this text whose KV is computed and kept.
+
+        Raises:
+            RequestError: the text is longer than the model's context or the KV memory.
+        """
+        return AsyncDocument(self, await asyncio.to_thread(make_document, self, text))
 
     async def stats(self) -> EngineStats:
         """Return counters and gauges since the start."""
@@ -95,11 +106,19 @@ class AsyncLLM:
         """End everything; unfinished requests fail."""
         await asyncio.to_thread(self._stop)
 
-    async def _stream(
-        self, tokens: list[int], params: SamplingParams
+    @property
+    def loop(self) -> EngineLoop:
+        """The thread that owns the engine."""
+        return self._loop
+
+    async def stream_tokens(
+        self, tokens: list[int], params: SamplingParams, base: KVDoc | None = None
     ) -> AsyncIterator[StreamChunk]:
+        """Yield what every step adds behind these tokens, which may start with a document's KV."""
         inbox: asyncio.Queue[Event] = asyncio.Queue()
-        (request_id,) = await self._submit([lambda engine: engine.submit(tokens, params)], inbox)
+        (request_id,) = await self._submit(
+            [lambda engine: engine.submit(tokens, params, base=base)], inbox
+        )
         try:
             while True:
                 chunk = chunk_or_raise(await inbox.get())

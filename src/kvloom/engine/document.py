@@ -9,11 +9,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, overload
 
 from kvloom.engine.collect import Collector
 from kvloom.engine.engine import Engine
+from kvloom.engine.prompts import Prompt, tokenize
 from kvloom.engine.request import Computed, Event, Failed
+from kvloom.engine.streams import stream_tokens
 from kvloom.errors import RequestError
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.edit import Truncate
@@ -23,9 +25,24 @@ from kvloom.params import SamplingParams
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kvloom.engine.llm import LLM
+    from kvloom.engine.loop import EngineLoop
+    from kvloom.model.tokenizer import TextTokenizer
 
 T = TypeVar("T")
+
+
+class Host(Protocol):
+    """What a document needs of the model it belongs to; `LLM` and `AsyncLLM` offer it."""
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The model's own tokenizer."""
+        ...
+
+    @property
+    def loop(self) -> EngineLoop:
+        """The thread that owns the engine."""
+        ...
 
 
 class Document:
@@ -34,7 +51,7 @@ class Document:
     Text is tokenised piece by piece: what is appended never merges with the tokens before it.
     """
 
-    def __init__(self, llm: LLM, tokens: list[int] | None = None, kv: KVDoc | None = None) -> None:
+    def __init__(self, llm: Host, tokens: list[int] | None = None, kv: KVDoc | None = None) -> None:
         self._llm = llm
         self._tokens = list(tokens or ())
         self._own(self._call(lambda engine: engine.new_document()) if kv is None else kv)
@@ -114,10 +131,10 @@ class Document:
     def generate(self, question: str = "", params: SamplingParams | None = None) -> RequestOutput:
         """Complete the document followed by a question; the document stays as it is."""
         params = params or SamplingParams()
-        tokens = self._with(question)
+        tokens = self.with_question(question)
         wanted = params.logprobs is not None
         collector = Collector(None, tokens, logprobs_wanted=wanted)
-        for chunk in self._llm.stream_tokens(tokens, params, self._kv):
+        for chunk in stream_tokens(self._llm.loop, tokens, params, self._kv):
             collector.feed(chunk)
         return collector.output()
 
@@ -125,7 +142,7 @@ class Document:
         self, question: str = "", params: SamplingParams | None = None
     ) -> Iterator[StreamChunk]:
         """Yield the completion of the document followed by a question, step by step."""
-        return self._llm.stream_tokens(self._with(question), params, self._kv)
+        return stream_tokens(self._llm.loop, self.with_question(question), params, self._kv)
 
     @overload
     def score(self, text: str, *, return_logits: Literal[False] = False) -> list[float]: ...
@@ -163,7 +180,13 @@ class Document:
         """Let go of the KV; it may still answer for equal prefixes while there is room."""
         self._finalizer()
 
-    def _with(self, question: str) -> list[int]:
+    @property
+    def kv(self) -> KVDoc:
+        """The document's KV; only the engine's thread may touch it."""
+        return self._kv
+
+    def with_question(self, question: str) -> list[int]:
+        """Return the tokens of the document followed by a question."""
         return [*self._tokens, *self._encode(question)]
 
     def _encode(self, text: str) -> list[int]:
@@ -201,6 +224,17 @@ class Document:
 
     def _call(self, task: Callable[[Engine], T]) -> T:
         return self._llm.loop.call(task).result()
+
+
+def make_document(llm: Host, text: Prompt) -> Document:
+    """Return a document of this text whose KV is computed and kept.
+
+    Raises:
+        RequestError: the text is longer than the model's context or the KV memory.
+    """
+    document = Document(llm)
+    document.append_tokens(tokenize(llm.tokenizer, text)[1])
+    return document
 
 
 def _discard(engine: Engine, request_id: str, inbox: SimpleQueue[Event]) -> None:

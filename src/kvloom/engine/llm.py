@@ -7,20 +7,20 @@ Does not know: how requests are run; a loop on another thread does that.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from kvloom.engine.assembly import Settings, assemble, launch
-from kvloom.engine.batch import Batch, chunk_or_raise
-from kvloom.engine.document import Document
+from kvloom.engine.batch import Batch
+from kvloom.engine.document import Document, make_document
 from kvloom.engine.loop import EngineLoop
 from kvloom.engine.prompts import Messages, Prompt, as_chats, as_params, as_prompts, tokenize
 from kvloom.engine.request import Event
+from kvloom.engine.streams import stream_tokens
 from kvloom.errors import CapacityError
-from kvloom.kv.doc import KVDoc
 from kvloom.outputs import EngineStats, RequestOutput, StreamChunk
 from kvloom.params import SamplingParams
 
@@ -90,13 +90,13 @@ class LLM:
         Raises:
             RequestError: the prompt or its parameters are wrong.
         """
-        return self.stream_tokens(tokenize(self.tokenizer, prompt)[1], params)
+        return stream_tokens(self._loop, tokenize(self.tokenizer, prompt)[1], params)
 
     def stream_chat(
         self, messages: Messages, params: SamplingParams | None = None
     ) -> Iterator[StreamChunk]:
         """Yield what every step adds to the answer to a chat."""
-        return self.stream_tokens(self.tokenizer.chat_tokens(messages), params)
+        return stream_tokens(self._loop, self.tokenizer.chat_tokens(messages), params)
 
     def document(self, text: Prompt) -> Document:
         """Return a document of this text whose KV is computed and kept.
@@ -104,9 +104,7 @@ class LLM:
         Raises:
             RequestError: the text is longer than the model's context or the KV memory.
         """
-        document = Document(self)
-        document.append_tokens(tokenize(self.tokenizer, text)[1])
-        return document
+        return make_document(self, text)
 
     def stats(self) -> EngineStats:
         """Return counters and gauges since the start."""
@@ -131,33 +129,6 @@ class LLM:
     def loop(self) -> EngineLoop:
         """The thread that owns the engine."""
         return self._loop
-
-    def stream_tokens(
-        self, tokens: list[int], params: SamplingParams | None, base: KVDoc | None = None
-    ) -> Iterator[StreamChunk]:
-        """Yield what every step adds behind these tokens."""
-        params = params or SamplingParams()
-        inbox: SimpleQueue[Event] = SimpleQueue()
-        (request_id,) = self._loop.submit_and_wait(
-            [lambda engine: engine.submit(tokens, params, base=base)], inbox.put
-        )
-        chunks = self._receive(request_id, inbox)
-        next(chunks)
-        return chunks  # type: ignore[return-value]
-
-    def _receive(
-        self, request_id: str, inbox: SimpleQueue[Event]
-    ) -> Generator[StreamChunk | None, None, None]:
-        """Yield None, then the chunks: once started, the generator cancels where it is left."""
-        try:
-            yield None
-            while True:
-                chunk = chunk_or_raise(inbox.get())
-                yield chunk
-                if chunk.usage is not None:
-                    return
-        finally:
-            self._loop.cancel(request_id)
 
     def _run(
         self,
