@@ -73,12 +73,13 @@ def weight_struct(weight: PackedWeight | None) -> abi.Weight:
 def norm_struct(norm: Norm) -> abi.Norm:
     """Return a norm as the library reads it; its tensors must outlive the struct."""
     for values in (norm.weight, norm.bias):
-        if values is not None and values.shape != (norm.width,):
+        if values is not None and values.shape not in {(norm.width,), (norm.stretches, norm.width)}:
             raise ValueError(f"values of shape {tuple(values.shape)} for a norm of {norm.width}")
     return abi.Norm(
         kind=abi.NORMS[norm.kind],
         width=norm.width,
         epsilon=norm.epsilon,
+        stretches=norm.stretches,
         weight=pointer(norm.weight),
         bias=pointer(norm.bias),
     )
@@ -112,6 +113,8 @@ class Kernels:
             return x
         out = torch.empty_like(x)
         rows, struct = x.numel() // norm.width, norm_struct(norm)
+        if norm.stretches > 1:
+            raise ValueError("the op norms rows alike; a step norms heads with their own weights")
         self._call("kvloom_norm")(struct, pointer(x), rows, pointer(out), self.threads)
         return out
 
