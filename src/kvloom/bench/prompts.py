@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.abc import InspectLoader
 
 from kvloom import RequestError
+from kvloom.bench.peers.wire import equal_start
 from kvloom.bench.tasks import Task
 
 # Modules that every Python has, large ones first; the others follow by name.
@@ -124,12 +125,6 @@ def _edit(text: tuple[int, ...], line: tuple[int, ...], place: int) -> tuple[int
             *(token for token in line if token == old),
         )
     return (*text[:place], *line, *text[place + len(line) :])
-
-
-def equal_start(left: Sequence[int], right: Sequence[int]) -> int:
-    """Return how many tokens are equal before the first that differs."""
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 def _sources() -> Iterator[str]:

@@ -30,8 +30,8 @@ SCHEMA = "kvloom.bench.speed"
 SCHEMA_VERSION = 1
 _NONE = "–"
 _LEGEND = (
-    "median and range over the rounds · x as fast: how many times as fast as this engine kvloom is "
-    "· *: the fastest peer · same: generated tokens that equal kvloom's, up to the first that differs"
+    "median and range over the rounds · *: the fastest peer · x as fast: how many times as fast as "
+    "this engine kvloom is · same: generated tokens that equal kvloom's, up to the first other one"
 )
 
 

@@ -17,11 +17,17 @@ from kvloom.bench.contender import Contender
 from kvloom.bench.figures import BUSY_CORES
 from kvloom.bench.machine import describe_machine, watch_idle
 from kvloom.bench.peers.registry import OURS, Engine, choose_engines, known_engines
-from kvloom.bench.peers.wire import Loaded, LoadRequest, Progress, Tokenized, TokenizeRequest
+from kvloom.bench.peers.wire import (
+    Loaded,
+    LoadRequest,
+    Progress,
+    Tokenized,
+    TokenizeRequest,
+    equal_start,
+)
 from kvloom.bench.prompts import (
     PromptTable,
     cut_prompts,
-    equal_start,
     source_text,
     tokens_needed,
 )
@@ -40,8 +46,8 @@ def run_speed(
 ) -> SpeedReport:
     """Measure kvloom and its peers.
 
-    A peer that fails is an empty row with the reason. An interrupt from the keyboard while tasks are
-    measured ends the run, and what was measured until then is reported.
+    A peer that fails is an empty row with the reason. An interrupt from the keyboard while tasks
+    are measured ends the run, and what was measured until then is reported.
 
     Args:
         options: what is measured.
@@ -134,7 +140,7 @@ def _measure_all(
     rounds: int,
     meter: _Meter,
 ) -> tuple[list[TaskResult], bool]:
-    """Return the results of all tasks, or of those before an interrupt, and whether there was one."""
+    """Return the results of all tasks or those before an interrupt, and whether there was one."""
     results = []
     for task in tasks:
         runs = [_Run() for _ in contenders]

@@ -17,6 +17,7 @@ _REMEMBERED_LINES = 20
 _SHOWN_CHARACTERS = 600
 # What a library says about itself is no reason for a failure.
 _UNIMPORTANT = ("WARNING", "[notice]", "note:", "hint:")
+_OURS = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
 
 
 class CommandError(KvloomError):
@@ -43,7 +44,7 @@ def run_command(
             text=True,
             encoding="utf-8",
             errors="replace",
-            env={**os.environ, **(variables or {})},
+            env={**_outer_variables(), **(variables or {})},
         )
     except OSError as error:
         raise CommandError(f"{command[0]} cannot be started: {error}.") from error
@@ -59,6 +60,11 @@ def run_command(
             raise
     if process.returncode:
         raise CommandError(f"{_reason(last)} (status {process.returncode})")
+
+
+def _outer_variables() -> dict[str, str]:
+    """Return the environment variables without those that lead into this Python's packages."""
+    return {name: value for name, value in os.environ.items() if name not in _OURS}
 
 
 def _reason(lines: Sequence[str]) -> str:

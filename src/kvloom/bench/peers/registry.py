@@ -56,7 +56,8 @@ def known_engines(cache_dir: Path | None = None) -> dict[str, Engine]:
         missing = None
         if home.installed() is None:
             missing = f"{name} is not installed; run `kvloom bench peers install {name}`."
-        command = (str(home.python), "-P", starter, recipe.module)
+        # -I: nothing of this environment's variables reaches another one.
+        command = (str(home.python), "-I", starter, recipe.module)
         known[name] = Engine(name, command, home, missing)
     return known
 

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -148,6 +148,12 @@ def serve(make_operations: Callable[[Progress], Mapping[str, Operation]]) -> Non
     for line in sys.stdin:
         reply = _reply(operations, json.loads(line))
         _send(channel, {**reply, "peak_rss_bytes": peak_rss_bytes()})
+
+
+def equal_start(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many tokens are equal before the first that differs."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 def peak_rss_bytes() -> int:
