@@ -155,9 +155,11 @@ def _make(home: Home, progress: Progress, run: Run) -> Installed:
 
     # A venv holds its own path and cannot be moved, so the marker tells a whole one from a part.
     run((sys.executable, "-m", "venv", str(environment)), tell)
-    pip = (str(home.python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check")
+    pip = (str(home.python), "-m", "pip", "--no-input", "--disable-pip-version-check")
     for step in steps:
-        run((*pip, *step), tell)
+        run((*pip, "install", *step), tell)
+    if recipe.unwanted:
+        run((*pip, "uninstall", "--yes", *recipe.unwanted), tell)
     done = Installed(
         version=recipe.version,
         steps=steps,

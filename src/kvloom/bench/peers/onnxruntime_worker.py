@@ -1,6 +1,6 @@
 """ONNX Runtime GenAI as one engine of the bench: its generator, and its rewinding to reuse a start.
 
-Knows: padded batches, the settings of a model folder, and what a generator keeps.
+Knows: batches padded on the right, the settings of a model folder, and what a generator keeps.
 Does not know: kvloom, tasks or other engines.
 """
 
@@ -47,12 +47,16 @@ class OnnxRuntimeWorker:
         request = LoadRequest(**fields)
         threads = request.threads or os.cpu_count() or 1
         settings = json.loads(Path(request.model, "genai_config.json").read_text(encoding="utf-8"))
-        # The vocabulary's end: no token ends a text, so that every engine generates as many.
-        self._pad = int(settings["model"]["pad_token_id"])
+        # The vocabulary's last token pads and ends: a text's own end must neither stop a prompt,
+        # so that every engine generates as many tokens, nor be masked as padding.
+        self._pad = int(settings["model"]["vocab_size"]) - 1
         config = onnxruntime_genai.Config(request.model)
-        options = {"decoder": {"session_options": {"intra_op_num_threads": threads}}}
-        changes = {"model": {"eos_token_id": [settings["model"]["vocab_size"] - 1], **options}}
-        config.overlay(json.dumps(changes))
+        changes = {
+            "eos_token_id": self._pad,
+            "pad_token_id": self._pad,
+            "decoder": {"session_options": {"intra_op_num_threads": threads}},
+        }
+        config.overlay(json.dumps({"model": changes}))
         self._model = onnxruntime_genai.Model(config)
         return Loaded(
             model_path=request.model,
@@ -86,7 +90,7 @@ class OnnxRuntimeWorker:
             self._forget()
             width = max(map(len, request.prompts))
             generator = self._generator(len(request.prompts), width + request.new_tokens)
-            padded = [[self._pad] * (width - len(row)) + row for row in request.prompts]
+            padded = [row + [self._pad] * (width - len(row)) for row in request.prompts]
             self._append(generator, padded)
         outputs: list[list[int]] = [[] for _ in request.prompts]
         first_token_s = 0.0

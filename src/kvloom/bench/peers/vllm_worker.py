@@ -7,8 +7,10 @@ Does not know: kvloom, tasks or other engines.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from kvloom.bench.peers.wire import (
@@ -22,9 +24,9 @@ from kvloom.bench.peers.wire import (
     RememberRequest,
     serve,
 )
+from kvloom.config import parse_bytes
 
 _DTYPE = "bfloat16"
-_GIBIBYTE = 2**30
 
 
 class VllmWorker:
@@ -42,9 +44,10 @@ class VllmWorker:
         os.environ |= {
             # One process: its memory is what is measured, and a step is a call.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_CPU_KVCACHE_SPACE": "2",  # whole GiB only
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
             "VLLM_NO_USAGE_STATS": "1",
+            # What it compiles belongs to its environment and goes with it.
+            "VLLM_CACHE_ROOT": str(Path(sys.prefix).parent / "models" / "vllm"),
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": str(threads),
         }
@@ -52,7 +55,11 @@ class VllmWorker:
         import vllm
 
         llm = vllm.LLM(
-            model=request.model, dtype=_DTYPE, enable_prefix_caching=True, generation_config="vllm"
+            model=request.model,
+            dtype=_DTYPE,
+            enable_prefix_caching=True,
+            kv_cache_memory_bytes=parse_bytes(request.kv_memory),
+            generation_config="vllm",
         )
         self._engine = llm.llm_engine
         return Loaded(
