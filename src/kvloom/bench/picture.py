@@ -37,7 +37,7 @@ def check_picture(path: Path) -> None:
         )
     if importlib.util.find_spec("matplotlib") is None:
         raise RequestError(
-            "a picture needs matplotlib, which is not installed; run `pip install 'kvloom[bench]'`.",
+            "a picture needs matplotlib, which is missing; run `pip install 'kvloom[bench]'`.",
             param="picture",
         )
 
@@ -52,7 +52,8 @@ def draw(report: SpeedReport, path: Path) -> None:
     lines = math.ceil(len(report.results) / columns) or 1
     height = 0.95 + 0.3 * len(report.engines)
     # A figure of its own, without pyplot: no window, nothing global.
-    figure = Figure(figsize=(4.6 * columns, height * lines + 1.1), layout="constrained", dpi=150)
+    figure = Figure(figsize=(4.6 * columns, height * lines + 1.4), dpi=150)
+    figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.12)
     FigureCanvasAgg(figure)
     charts = figure.subplots(lines, columns, squeeze=False).flatten()
     for chart, result in zip(charts, report.results, strict=False):

@@ -113,7 +113,7 @@ class LlamaCppWorker:
         )
 
     def _prefill_kept(self, prompt: list[int]) -> tuple[int, int]:
-        """Compute what the kept sequence does not begin with; return a token, and how much it did."""
+        """Compute what the kept sequence lacks; return a token, and how many were kept."""
         kept = min(equal_start(self._kept, prompt), len(prompt) - 1)
         self._library.llama_memory_seq_rm(self._memory, _KEPT, kept, -1)
         last = len(prompt) - 1

@@ -87,7 +87,7 @@ class OpenVinoWorker:
             for handle, output in zip(handles, outputs, strict=True):
                 if handle.can_read():
                     for part in handle.read().values():
-                        output += part.generated_ids
+                        output.extend(part.generated_ids)
             if not first_token_s and any(outputs):
                 first_token_s = time.perf_counter() - started
         return Completion(

@@ -3,8 +3,8 @@
 Knows: how one package is imported from its folder, without the packages beside it.
 Does not know: any engine.
 
-It is run by its path: `PYTHON -I start_worker.py MODULE`. The folder that holds kvloom is not put on
-the path, so that an engine finds nothing of kvloom's own environment.
+It is run by its path: `PYTHON -I start_worker.py MODULE`. The folder that holds kvloom is not put
+on the path, so that an engine finds nothing of kvloom's own environment.
 """
 
 from __future__ import annotations
