@@ -99,8 +99,8 @@ def cut_prompts(
             remembered += take(length - len(remembered))
         for number in range(rounds + 1):
             if task.edited_tokens:
-                place = edit_place(task, rounds, number)
-                texts = [_edit(remembered, take(task.edited_tokens), place)]
+                line = take(task.edited_tokens)
+                texts = [_edit(remembered, line, edit_place(task, rounds, number))]
             else:
                 start = remembered or tuple(leading)
                 texts = [start + take(size - len(start)) for size in task.prompt_tokens]
