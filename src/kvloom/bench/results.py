@@ -23,8 +23,8 @@ class SpeedOptions:
     Attributes:
         model: a folder, hub id, GGUF file or "default".
         peers: engines beside kvloom.
-        dtype: of weights, activations and KV in kvloom and every peer that has no format of its own;
-            "auto" is the one kvloom chooses for the model.
+        dtype: of weights, activations and KV in kvloom and the peers that have no format of their
+            own; "auto" is the one kvloom chooses for the model.
         rounds: how often each task is measured; one more round warms up.
         tasks: names or families of tasks; none measures all.
         quick: sizes that run in seconds and say nothing about speed.
