@@ -26,7 +26,7 @@ from kvloom.bench.peers.wire import (
     serve,
 )
 
-_FORMAT = "int4 weights"
+_FORMAT = "int4"
 # Room behind a remembered text for what the requests that follow add.
 _ROOM = 256
 

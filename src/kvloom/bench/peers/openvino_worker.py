@@ -23,7 +23,7 @@ from kvloom.bench.peers.wire import (
     serve,
 )
 
-_FORMAT = "int8 weights"
+_FORMAT = "int8"
 
 
 class OpenVinoWorker:
