@@ -112,6 +112,7 @@ def test_the_report_is_written_as_json(fake: FakeRun, bench: Invoke, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (("--alone", "--peers", "transformers"), "contradict"),
         (("--picture", "no-such-folder/speed.svg"), "does not exist"),
         (("--picture", "speed.jpeg"), "must end in .svg or .png"),
         (("--kv-memory", "much"), "write bytes or a size"),

@@ -149,7 +149,9 @@ def _measure_all(
             _measure(task, prompts, contenders, runs, rounds, meter)
         except KeyboardInterrupt:
             interrupted = True
-        results.append(_finish(task, contenders, runs))
+        # A task that an interrupt met before any round says nothing.
+        if not interrupted or any(run.samples for run in runs):
+            results.append(_finish(task, contenders, runs))
         if interrupted:
             return results, True
     return results, False

@@ -48,9 +48,10 @@ class RunOptions:
             "--peers",
             "--peer",
             metavar="NAMES",
+            show_default="transformers",
             help="Engines beside kvloom, with commas; `kvloom bench peers list` names them.",
         ),
-    ] = "transformers"
+    ] = ""
     alone: Annotated[bool, typer.Option("--alone", help="Measure kvloom without peers.")] = False
     model: ModelOption = "default"
     dtype: Annotated[
@@ -88,10 +89,12 @@ class RunOptions:
         """
         from kvloom.bench.results import SpeedOptions
 
+        if self.alone and self.peers:
+            raise typer.BadParameter("--alone and --peers contradict each other; leave one out.")
         size(self.kv_memory)
         return SpeedOptions(
             model=self.model,
-            peers=() if self.alone else _names(self.peers),
+            peers=() if self.alone else _names(self.peers) or ("transformers",),
             dtype=self.dtype,
             rounds=self.rounds,
             tasks=_names(self.tasks),

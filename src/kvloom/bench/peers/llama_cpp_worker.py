@@ -124,7 +124,7 @@ class LlamaCppWorker:
 
     def _prefill_all(self, prompts: Sequence[list[int]]) -> list[int]:
         """Compute every prompt in a sequence of its own; return a token for each."""
-        self._library.llama_memory_clear(self._memory, True)
+        self._library.llama_memory_clear(self._memory, False)
         self._kept = []
         placed = [
             (token, at, sequence, at == len(prompt) - 1)
