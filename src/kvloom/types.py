@@ -24,6 +24,8 @@ RopeLayout = Literal["half", "interleaved"]
 Positions = Literal["movable", "opaque", "absolute"]
 WriteMode = Literal["append", "none"]
 LogitsMode = Literal["none", "last", "all"]
+WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
+KVLayout = Literal["plain", "tiled"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,8 @@ def take_rows(world: World, doc: KVDoc, kind: str, count: int) -> tuple[np.ndarr
     end = world.end_pos(doc)
     slots = world.append_unwritten(doc, count)
     if kind == "scattered":
-        return world.random.integers(-3, end + count, count), slots
+        lowest = min(-3, end)  # a moved document may stand left of zero
+        return world.random.integers(lowest, end + count, count), slots
     return np.arange(end, end + count), slots
 
 

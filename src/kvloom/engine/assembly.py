@@ -20,6 +20,7 @@ from kvloom.engine.engine import Engine
 from kvloom.engine.loop import EngineLoop
 from kvloom.errors import RequestError
 from kvloom.model.digest import Progress
+from kvloom.model.linears import pack_linears
 from kvloom.model.load import load_model
 from kvloom.model.passport import Formats, Passport, make_passport
 from kvloom.model.probe import probe
@@ -107,6 +108,7 @@ def assemble(model: str, settings: Settings) -> Assembly:
         progress=progress,
     )
     runner = probe(loaded.model, max_positions=loaded.max_positions)
+    pack_linears(loaded.model)
     name = str(loaded.dtype).removeprefix("torch.")
     passport = make_passport(loaded.digests, runner.spec.layers, Formats(name, name, name))
     decoder = TextDecoder.probe(loaded.tokenizer)

@@ -110,11 +110,7 @@ def plan_fold(
 
 def write(plan: FoldPlan, layer: int, k: Tensor, v: Tensor) -> None:
     """Put this step's rotated keys (g, s, d) and values (g, s, dv) into their slots."""
-    for arena, fresh in ((plan.pool.keys[layer], k), (plan.pool.values[layer], v)):
-        if isinstance(plan.write_slots, slice):
-            arena[:, plan.write_slots] = fresh
-        else:
-            arena.index_copy_(1, plan.write_slots, fresh.to(arena.dtype))
+    plan.pool.write(layer, plan.write_slots, k, v)
 
 
 def fold(
@@ -156,11 +152,11 @@ def _partial(
             turn = shift_table(layer.rope, -piece.shift, q.device)
             plan.turns[piece.shift, layer.rope] = turn
         q = rotate(q, *turn, layer.rope)
-    slots = slice(piece.start, piece.stop)
+    k, v = plan.pool.read(layer.index, piece.start, piece.stop)
     return attend(
         q,
-        plan.pool.keys[layer.index][:, slots],
-        plan.pool.values[layer.index][:, slots],
+        k,
+        v,
         scale=scale,
         mask=piece.mask,
         causal=piece.causal,

@@ -196,16 +196,15 @@ class PlainLayer:
         return dense.k.nbytes + dense.v.nbytes
 
     def dense(self) -> KV:
-        """Return views of the slots' keys and values."""
+        """Return the slots' keys and values: views of a plain pool, copies out of a tiled one."""
         segment = self.segment
-        slots = slice(segment.first_slot + self.start, segment.first_slot + self.stop)
         arrays = segment.arrays
         bias = None
         base = None if segment.placed else segment.base + self.start
         if arrays is not None and arrays.bias is not None:
             bias = arrays.bias[self.start : self.stop]
-        k = segment.pool.keys[self.index][:, slots]
-        v = segment.pool.values[self.index][:, slots]
+        first = segment.first_slot
+        k, v = segment.pool.read(self.index, first + self.start, first + self.stop)
         return KV(k=k, v=v, pos=segment.rotated_at(self.start, self.stop), bias=bias, base=base)
 
     def partial(self, q: Tensor, at: QueryInfo) -> Partial:

@@ -1,0 +1,194 @@
+"""The read plan: what the rows of a step read, cut into units of work for a compiled executor.
+
+Knows: documents, packed rows, and how work is cut so that two threads share it evenly.
+Does not know: queries, layers or how a unit is computed.
+
+A unit of work is an item: a few rows that read the same pieces. A row whose pieces are spread over
+several items gets a partial result from each, and the plan says which ones are merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from kvloom.kv.doc import KVDoc
+from kvloom.kv.pool import PAGE_SLOTS
+from kvloom.kv.views import Reading, RowRange, View, read, share, views_of
+
+FEW_ROWS = 8
+"""Items of at most so many rows are bound by memory, and cut along the slots."""
+CHUNK_SLOTS = 256
+"""Slots of a cut item of few rows."""
+TALL_CHUNK_SLOTS = 512
+"""Slots of a cut item of many rows."""
+ENOUGH_ITEMS = 8
+"""With so many items there is work enough for all threads, and nothing is cut along the slots."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadItem:
+    """Rows that read the same pieces.
+
+    Attributes:
+        rows: packed rows, int32.
+        views: what they read.
+        partial: first row of partial results; -1 if the item's result is final.
+    """
+
+    rows: np.ndarray
+    views: tuple[View, ...]
+    partial: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPlan:
+    """What the rows of a step read under one window.
+
+    Attributes:
+        items: units of work.
+        num_partials: rows of partial results.
+        merge_offsets: int32 (rows + 1,), where each packed row's partials start.
+        merge_partials: int32, rows of partial results by packed row.
+    """
+
+    items: tuple[ReadItem, ...]
+    num_partials: int
+    merge_offsets: np.ndarray
+    merge_partials: np.ndarray
+
+
+def row_ranges(pos: Sequence[np.ndarray]) -> list[RowRange]:
+    """Return where each document's rows stand in the packed step, and at which positions."""
+    ranges, start = [], 0
+    for rows in pos:
+        count = len(rows)
+        if count == 1:
+            low = high = int(rows[0])
+            ascending = True
+        else:
+            ascending = bool((np.diff(rows) == 1).all())
+            low, high = (rows[0], rows[-1]) if ascending else (rows.min(), rows.max())
+        ranges.append(RowRange(start, start + count, int(low), int(high), ascending))
+        start += count
+    return ranges
+
+
+def plan_reads(
+    docs: Sequence[KVDoc], ranges: Sequence[RowRange], window: int | None, rows_per_item: int
+) -> ReadPlan:
+    """Plan what the rows of a step read.
+
+    Args:
+        docs: one document per entry; its spans already show the rows about to be written.
+        ranges: the rows of each document.
+        window: positions a row sees, itself included; None sees all.
+        rows_per_item: rows that an executor takes at once.
+    """
+    groups = _groups(docs, ranges, window)
+    items: list[tuple[np.ndarray, tuple[View, ...]]] = []
+    for rows, views in groups:
+        packed = np.concatenate([np.arange(a, b, dtype=np.int32) for a, b in rows])
+        items += [
+            (packed[start : start + rows_per_item], views)
+            for start in range(0, len(packed), rows_per_item)
+        ]
+    if len(items) < ENOUGH_ITEMS:
+        items = [part for item in items for part in _cut(*item)]
+    return _numbered(items, ranges[-1].stop)
+
+
+def _groups(
+    docs: Sequence[KVDoc], ranges: Sequence[RowRange], window: int | None
+) -> list[tuple[tuple[tuple[int, int], ...], tuple[View, ...]]]:
+    """Return what is read, by the rows that read it."""
+    if len(docs) == 1:
+        views = [_clipped(view, ranges[0], window) for view in views_of(docs[0])]
+        seen = tuple(view for view in views if view is not None)
+        return [(((ranges[0].start, ranges[0].stop),), seen)] if seen else []
+    readings: list[Reading] = []
+    for doc, rows in zip(docs, ranges, strict=True):
+        for view in views_of(doc):
+            readings += read(view, rows, window)
+    groups: dict[tuple[tuple[int, int], ...], list[View]] = {}
+    for reading in share(readings):
+        groups.setdefault(reading.rows, []).append(reading.view)
+    return [(rows, _joined(views)) for rows, views in groups.items()]
+
+
+def _clipped(view: View, rows: RowRange, window: int | None) -> View | None:
+    """Return the part of a view that any row may see."""
+    if view.arrays is not None:
+        return view
+    oldest = view.first_pos if window is None else rows.low - window + 1
+    return view.between(oldest, rows.high + 1)
+
+
+def _joined(views: list[View]) -> tuple[View, ...]:
+    """Join neighbouring slots at neighbouring positions: what one row reads of a tile is one read."""
+    if len(views) == 1:
+        return (views[0],)
+    joined: list[View] = []
+    for view in sorted(views, key=lambda view: view.start):
+        last = joined[-1] if joined else None
+        if (
+            last is not None
+            and last.arrays is None
+            and view.arrays is None
+            and (last.stop, last.stop_pos, last.shift) == (view.start, view.first_pos, view.shift)
+        ):
+            joined[-1] = replace(last, stop=view.stop)
+        else:
+            joined.append(view)
+    return tuple(joined)
+
+
+def _cut(rows: np.ndarray, views: tuple[View, ...]) -> list[tuple[np.ndarray, tuple[View, ...]]]:
+    """Cut an item along its slots, at multiples of whole tiles."""
+    chunk = CHUNK_SLOTS if len(rows) <= FEW_ROWS else TALL_CHUNK_SLOTS
+    if sum(view.stop - view.start for view in views) <= chunk + PAGE_SLOTS:
+        return [(rows, views)]
+    parts: list[tuple[View, ...]] = []
+    pending: list[View] = []
+    room = chunk
+    for view in views:
+        start = view.start
+        while start < view.stop:
+            edge = (start // PAGE_SLOTS) * PAGE_SLOTS + room
+            stop = min(view.stop, edge)
+            pending.append(
+                replace(view, start=start, stop=stop, first_pos=view.first_pos + start - view.start)
+            )
+            room -= stop - start
+            start = stop
+            if room < PAGE_SLOTS:
+                parts.append(tuple(pending))
+                pending, room = [], chunk
+    if pending:
+        parts.append(tuple(pending))
+    return [(rows, part) for part in parts]
+
+
+def _numbered(items: list[tuple[np.ndarray, tuple[View, ...]]], num_rows: int) -> ReadPlan:
+    """Give partial results to the items whose rows read in several of them."""
+    readers = np.zeros(num_rows, dtype=np.int32)
+    for rows, _ in items:
+        readers[rows] += 1
+    numbered, owners, num_partials = [], [], 0
+    for rows, views in items:
+        if bool((readers[rows] == 1).all()):
+            numbered.append(ReadItem(rows, views, -1))
+            continue
+        numbered.append(ReadItem(rows, views, num_partials))
+        owners.append(rows)
+        num_partials += len(rows)
+    offsets = np.zeros(num_rows + 1, dtype=np.int32)
+    order = np.empty(0, dtype=np.int32)
+    if owners:
+        owner_of = np.concatenate(owners)
+        order = np.argsort(owner_of, kind="stable").astype(np.int32)
+        offsets[1:] = np.cumsum(np.bincount(owner_of, minlength=num_rows))
+    return ReadPlan(tuple(numbered), num_partials, offsets, order)

@@ -1,0 +1,1 @@
+"""The compiled executor: kernels behind a plain C interface, called through ctypes."""

@@ -1,0 +1,302 @@
+// Attention of rows over pieces of an arena: one pass with a running maximum, merged at the end.
+//
+// Knows: tiles of 64 slots, positions, shifts, windows, and partial results.
+// Does not know: documents, or who shares what; `reads.py` decides that.
+//
+// Source: Dao et al. 2022 (FlashAttention), algorithm 1, over a list of pieces; the merge of
+// partials is Milakov & Gimelshein 2018.
+#pragma once
+#include <atomic>
+
+#include "linear.h"
+
+static const int TILE = 64;
+static const int MAX_QUERIES = 96;  // query vectors of an item: rows times heads of one KV head
+static const int MAX_DIM = 256;
+
+struct Heads {
+    const Layer *layer;
+    int32_t kv_format;
+    int64_t slots;
+    const RopeTable *rope;  // its layout; the angles come with the piece
+    const int64_t *pos;
+    const float *q;  // rotated, (rows, stride)
+    int64_t stride;
+    float *out;       // (rows, heads * v_dim)
+    float *partials;  // (partial rows, heads, v_dim + 2): o, maximum, sum
+};
+
+// What an item holds while it passes over its pieces.
+struct Running {
+    alignas(64) float q[MAX_QUERIES * MAX_DIM];  // scaled; bfloat16 pairs use half of it
+    alignas(64) float o[MAX_QUERIES * MAX_DIM];
+    float most[MAX_QUERIES];
+    float total[MAX_QUERIES];
+    int64_t pos[MAX_QUERIES];
+};
+
+static void load_queries(const Heads &at, const Reads &reads, const Item &item, int head,
+                         const float *turn, Running &run) {
+    const Layer &layer = *at.layer;
+    const int repeat = layer.heads / layer.kv_heads, dims = layer.k_dim;
+    for (int r = 0; r < item.num_rows; r++) {
+        const int64_t row = reads.row_index[item.first_row + r];
+        for (int j = 0; j < repeat; j++) {
+            const int query = r * repeat + j;
+            float x[MAX_DIM];
+            std::memcpy(x, at.q + row * at.stride + (head * repeat + j) * dims, sizeof(float) * dims);
+            if (turn && at.rope) {
+                RopeTable table = *at.rope;
+                table.cos = turn;
+                table.sin = turn + table.pairs;
+                rotate_head(table, 0, x);
+            }
+            for (int i = 0; i < dims; i++) x[i] *= layer.scale;
+            if (at.kv_format == FORMAT_F32) {
+                std::memcpy(run.q + query * dims, x, sizeof(float) * dims);
+            } else {
+                uint32_t *pairs = (uint32_t *)run.q + query * (dims / 2);
+                for (int i = 0; i < dims / 2; i++) pairs[i] = bf16_pair(x[2 * i], x[2 * i + 1]);
+            }
+            run.pos[query] = at.pos[row];
+        }
+    }
+}
+
+// Which lanes of a tile hold slots of the piece, where they stand, and what is added to them.
+struct TileSlots {
+    Ints pos[4];     // of the keys, relative to `origin`
+    Floats bias[4];  // NEVER outside of the piece
+    int64_t origin;
+    bool whole;      // no lane is outside of the piece or has a bias
+    int64_t low, high;
+};
+
+static void describe_tile(const Piece &piece, int64_t tile, TileSlots &slots) {
+    const int64_t start = tile * TILE;
+    const int64_t low = piece.first_slot > start ? piece.first_slot - start : 0;
+    const int64_t high = piece.stop_slot - start < TILE ? piece.stop_slot - start : TILE;
+    slots.whole = low == 0 && high == TILE && !piece.bias;
+    slots.origin = piece.pos ? 0 : piece.first_pos + start - piece.first_slot;
+    slots.low = piece.pos ? INT64_MIN : slots.origin + low;
+    slots.high = piece.pos ? INT64_MAX : slots.origin + high - 1;
+    for (int v = 0; v < 4; v++) {
+        Ints lane = lane_numbers() + v * LANES;
+        slots.pos[v] = lane;
+        Ints inside = (lane >= (int)low) & (lane < (int)high);
+        slots.bias[v] = inside ? splat(0.0f) : splat(NEVER);
+        if (!piece.bias && !piece.pos) continue;
+        for (int i = 0; i < LANES; i++) {
+            const int64_t slot = start + v * LANES + i - piece.first_slot;
+            if (slot < 0 || slot >= piece.stop_slot - piece.first_slot) continue;
+            if (piece.bias) slots.bias[v][i] = larger(splat(piece.bias[slot]), splat(NEVER))[0];
+            if (piece.pos) slots.pos[v][i] = (int32_t)(piece.pos[slot] + piece.shift);
+        }
+    }
+}
+
+// One tile for ROWS query vectors.
+template <int ROWS, bool F32>
+static void attend_tile(const Layer &layer, const void *keys, const void *values,
+                        const TileSlots &slots, int first, Running &run) {
+    Floats s[ROWS][4] = {};
+    if (F32)
+        multiply_floats<ROWS, 4>(s, run.q + first * layer.k_dim, layer.k_dim, (const float *)keys, TILE,
+                                 layer.k_dim);
+    else
+        multiply_pairs<ROWS, 4>(s, (const uint32_t *)run.q + first * (layer.k_dim / 2),
+                                layer.k_dim / 2, (const uint32_t *)keys, TILE, layer.k_dim / 2);
+    alignas(64) float weights[ROWS * TILE];
+    uint32_t *pairs = (uint32_t *)weights;
+    for (int r = 0; r < ROWS; r++) {
+        const int query = first + r;
+        const int64_t pos = run.pos[query], oldest = layer.window ? pos - layer.window + 1 : INT64_MIN;
+        const bool plain = slots.whole && slots.high <= pos && slots.low >= oldest;
+        Floats visible[4];
+        if (layer.softcap > 0.0f)
+            for (int v = 0; v < 4; v++) s[r][v] = hyperbolic_tangent(s[r][v] / layer.softcap) * layer.softcap;
+        if (!plain) {
+            // Compared relative to the tile, where 32 bits are enough at any position.
+            const int64_t newest = pos - slots.origin, eldest = oldest == INT64_MIN ? INT32_MIN : oldest - slots.origin;
+            const int32_t up = (int32_t)(newest > INT32_MAX ? INT32_MAX : newest < -1 ? -1 : newest);
+            const int32_t down = (int32_t)(eldest < INT32_MIN ? INT32_MIN : eldest > INT32_MAX ? INT32_MAX : eldest);
+            for (int v = 0; v < 4; v++) {
+                Ints seen = (slots.pos[v] <= up) & (slots.pos[v] >= down);
+                s[r][v] = seen ? s[r][v] + slots.bias[v] : splat(NEVER);
+                visible[v] = s[r][v] > 0.5f * NEVER ? splat(1.0f) : splat(0.0f);
+            }
+        }
+        const float old = run.most[query];
+        float most = largest(larger(larger(s[r][0], s[r][1]), larger(s[r][2], s[r][3])));
+        most = most > old ? most : old;
+        Floats sums = {};
+        for (int v = 0; v < 4; v++) {
+            Floats p = exponential(s[r][v] - most);
+            if (!plain) p *= visible[v];
+            if (!F32) p = as_floats(round_bf16(p));
+            sums += p;
+            if (F32) {
+                store(weights + r * TILE + v * LANES, p);
+            } else {
+                Halves half = __builtin_convertvector(as_words(p) >> 16, Halves);
+                store((uint16_t *)(pairs + r * (TILE / 2)) + v * LANES, half);
+            }
+        }
+        if (most != old) {
+            const float factor = exponential(splat(old - most))[0];
+            run.total[query] *= factor;
+            float *o = run.o + query * layer.v_dim;
+            for (int i = 0; i < layer.v_dim; i += LANES) store(o + i, load<Floats>(o + i) * factor);
+            run.most[query] = most;
+        }
+        run.total[query] += sum(sums);
+    }
+    for (int d = 0; d < layer.v_dim; d += 2 * LANES) {
+        if (layer.v_dim - d >= 4 * LANES) {
+            Floats o[ROWS][4];
+            for (int r = 0; r < ROWS; r++)
+                UNROLL for (int v = 0; v < 4; v++) o[r][v] = load<Floats>(run.o + (first + r) * layer.v_dim + d + v * LANES);
+            if (F32)
+                multiply_floats<ROWS, 4>(o, weights, TILE, (const float *)values + d, layer.v_dim, TILE);
+            else
+                multiply_pairs<ROWS, 4>(o, pairs, TILE / 2, (const uint32_t *)values + d, layer.v_dim, TILE / 2);
+            for (int r = 0; r < ROWS; r++)
+                UNROLL for (int v = 0; v < 4; v++) store(run.o + (first + r) * layer.v_dim + d + v * LANES, o[r][v]);
+            d += 2 * LANES;
+            continue;
+        }
+        for (int e = d; e < layer.v_dim && e < d + 2 * LANES; e += LANES) {
+            Floats o[ROWS][1];
+            for (int r = 0; r < ROWS; r++) o[r][0] = load<Floats>(run.o + (first + r) * layer.v_dim + e);
+            if (F32)
+                multiply_floats<ROWS, 1>(o, weights, TILE, (const float *)values + e, layer.v_dim, TILE);
+            else
+                multiply_pairs<ROWS, 1>(o, pairs, TILE / 2, (const uint32_t *)values + e, layer.v_dim, TILE / 2);
+            for (int r = 0; r < ROWS; r++) store(run.o + (first + r) * layer.v_dim + e, o[r][0]);
+        }
+    }
+}
+
+template <int ROWS, bool F32>
+INLINE void attend_rows(const Layer &layer, const void *keys, const void *values,
+                        const TileSlots &slots, int first, int count, Running &run) {
+    if (count == ROWS) attend_tile<ROWS, F32>(layer, keys, values, slots, first, run);
+    else if constexpr (ROWS > 1) attend_rows<ROWS - 1, F32>(layer, keys, values, slots, first, count, run);
+}
+
+static void attend_piece(const Heads &at, const Piece &piece, int head, int queries, Running &run) {
+    const Layer &layer = *at.layer;
+    int64_t low = INT64_MAX, high = INT64_MIN;  // of the queries' positions
+    for (int i = 0; i < queries; i++) {
+        low = run.pos[i] < low ? run.pos[i] : low;
+        high = run.pos[i] > high ? run.pos[i] : high;
+    }
+    const int size = at.kv_format == FORMAT_F32 ? 4 : 2;
+    for (int64_t tile = piece.first_slot / TILE; tile * TILE < piece.stop_slot; tile++) {
+        TileSlots slots;
+        describe_tile(piece, tile, slots);
+        if (slots.low > high && !piece.pos) break;  // later tiles stand further on
+        if (layer.window && !piece.pos && slots.high <= low - layer.window) continue;
+        const int64_t place = (int64_t)head * at.slots + tile * TILE;
+        const char *keys = (const char *)layer.keys + place * layer.k_dim * size;
+        const char *values = (const char *)layer.values + place * layer.v_dim * size;
+        for (int first = 0; first < queries; first += PLAIN_ROWS) {
+            const int count = queries - first < PLAIN_ROWS ? queries - first : PLAIN_ROWS;
+            if (!piece.pos) {  // rows that see nothing of the tile are passed over
+                int64_t newest = INT64_MIN;
+                for (int i = 0; i < count; i++) newest = run.pos[first + i] > newest ? run.pos[first + i] : newest;
+                if (slots.low > newest) continue;
+            }
+            if (at.kv_format == FORMAT_F32)
+                attend_rows<PLAIN_ROWS, true>(layer, keys, values, slots, first, count, run);
+            else
+                attend_rows<PLAIN_ROWS, false>(layer, keys, values, slots, first, count, run);
+        }
+    }
+}
+
+// Divides by the sum, a sink included; rows that saw nothing give zeros.
+INLINE void finish_query(const Layer &layer, int head, const float *o, float most, float total, float *out) {
+    if (layer.sinks && total > 0.0f) {
+        const float sink = layer.sinks[head];
+        if (sink - most > 80.0f) total = INFINITY;
+        else total += std::exp(sink - most);
+    }
+    const float factor = total > 0.0f ? 1.0f / total : 0.0f;
+    for (int i = 0; i < layer.v_dim; i++) out[i] = o[i] * factor;
+}
+
+static void attend_item(const Heads &at, const Reads &reads, const Item &item, int head, Running &run) {
+    const Layer &layer = *at.layer;
+    const int repeat = layer.heads / layer.kv_heads, queries = item.num_rows * repeat;
+    for (int i = 0; i < queries; i++) {
+        run.most[i] = NEVER;
+        run.total[i] = 0.0f;
+    }
+    std::memset(run.o, 0, sizeof(float) * queries * layer.v_dim);
+    const float *turned = nullptr;
+    bool loaded = false;
+    for (int i = 0; i < item.num_pieces; i++) {
+        const Piece &piece = reads.pieces[item.first_piece + i];
+        if (!loaded || piece.turn != turned) load_queries(at, reads, item, head, piece.turn, run);
+        loaded = true;
+        turned = piece.turn;
+        attend_piece(at, piece, head, queries, run);
+    }
+    for (int r = 0; r < item.num_rows; r++) {
+        const int64_t row = reads.row_index[item.first_row + r];
+        for (int j = 0; j < repeat; j++) {
+            const int query = r * repeat + j, query_head = head * repeat + j;
+            const float *o = run.o + query * layer.v_dim;
+            if (item.partial < 0) {
+                float *out = at.out + (row * layer.heads + query_head) * layer.v_dim;
+                finish_query(layer, query_head, o, run.most[query], run.total[query], out);
+                continue;
+            }
+            float *partial = at.partials + ((int64_t)(item.partial + r) * layer.heads + query_head) * (layer.v_dim + 2);
+            std::memcpy(partial, o, sizeof(float) * layer.v_dim);
+            partial[layer.v_dim] = run.most[query];
+            partial[layer.v_dim + 1] = run.total[query];
+        }
+    }
+}
+
+static void merge_row(const Heads &at, const Reads &reads, int64_t row) {
+    const Layer &layer = *at.layer;
+    const int32_t first = reads.merge_offsets[row], stop = reads.merge_offsets[row + 1];
+    if (first == stop) return;
+    const int width = layer.v_dim + 2;
+    for (int head = 0; head < layer.heads; head++) {
+        float most = NEVER, total = 0.0f, o[MAX_DIM] = {};
+        for (int32_t i = first; i < stop; i++) {
+            const float *partial = at.partials + ((int64_t)reads.merge_partials[i] * layer.heads + head) * width;
+            most = partial[layer.v_dim] > most ? partial[layer.v_dim] : most;
+        }
+        for (int32_t i = first; i < stop; i++) {
+            const float *partial = at.partials + ((int64_t)reads.merge_partials[i] * layer.heads + head) * width;
+            if (partial[layer.v_dim + 1] == 0.0f) continue;
+            const float factor = std::exp(partial[layer.v_dim] - most);
+            total += partial[layer.v_dim + 1] * factor;
+            for (int d = 0; d < layer.v_dim; d++) o[d] += partial[d] * factor;
+        }
+        finish_query(layer, head, o, most, total, at.out + (row * layer.heads + head) * layer.v_dim);
+    }
+}
+
+// All items of a layer; `next` counts those that are taken, and is zero before.
+static void attend(const Team &team, const Heads &at, const Reads &reads, int64_t num_rows,
+                   std::atomic<int32_t> &next) {
+    Running run;
+    const int32_t work = reads.num_items * at.layer->kv_heads;
+    for (;;) {
+        const int32_t taken = next.fetch_add(1, std::memory_order_relaxed);
+        if (taken >= work) break;
+        const Item &item = reads.items[taken / at.layer->kv_heads];
+        attend_item(at, reads, item, taken % at.layer->kv_heads, run);
+    }
+    if (reads.num_partials == 0) return;
+#pragma omp barrier
+    int64_t first, stop;
+    share_of(team, num_rows, first, stop);
+    for (int64_t row = first; row < stop; row++) merge_row(at, reads, row);
+}

@@ -1,0 +1,184 @@
+// Work on single rows: norms, activations for the products, embedding, rotation, gates.
+//
+// Knows: rows of floats and the number formats of products.
+// Does not know: layers or documents.
+#pragma once
+#include "abi.h"
+#include "simd.h"
+
+static const int GROUP = 32;  // inputs that share a scale
+
+// Rows as the products read them; one of the three forms is filled, as the weights ask.
+struct Operand {
+    int32_t format;  // of the weights: int8 and int4 share one form
+    int32_t inputs;
+    float *floats;
+    uint32_t *pairs;  // bfloat16, two inputs each
+    int8_t *codes;
+    float *scales;    // per group
+    float *sums;      // scale times sum of codes, per group
+    int32_t *counts;  // sum of codes, per group
+};
+
+INLINE bool is_coded(int32_t format) { return format == FORMAT_INT8 || format == FORMAT_INT4; }
+
+static void set_operand(const Operand &operand, int64_t row, const float *x) {
+    const int n = operand.inputs;
+    if (operand.format == FORMAT_F32) {
+        std::memcpy(operand.floats + row * n, x, sizeof(float) * n);
+        return;
+    }
+    if (operand.format == FORMAT_BF16) {
+        uint32_t *pairs = operand.pairs + row * ((n + 1) / 2);
+        for (int i = 0; i < n / 2; i++) pairs[i] = bf16_pair(x[2 * i], x[2 * i + 1]);
+        if (n % 2) pairs[n / 2] = bf16_pair(x[n - 1], 0.0f);
+        return;
+    }
+    const int groups = n / GROUP;
+    int8_t *codes = operand.codes + row * n;
+    for (int g = 0; g < groups; g++) {
+        Floats low = load<Floats>(x + g * GROUP), high = load<Floats>(x + g * GROUP + LANES);
+        Floats magnitude = larger(larger(low, -low), larger(high, -high));
+        float most = largest(magnitude);
+        float scale = most / 127.0f, inverse = most > 0.0f ? 127.0f / most : 0.0f;
+        const float magic = 12582912.0f;  // rounds to the nearest integer, ties to even
+        Ints a = __builtin_convertvector((low * inverse + magic) - magic, Ints);
+        Ints b = __builtin_convertvector((high * inverse + magic) - magic, Ints);
+        typedef int8_t Small __attribute__((vector_size(16)));
+        store(codes + g * GROUP, __builtin_convertvector(a, Small));
+        store(codes + g * GROUP + LANES, __builtin_convertvector(b, Small));
+        Ints both = a + b;
+        int32_t count = 0;
+        UNROLL for (int i = 0; i < LANES; i++) count += both[i];
+        operand.scales[row * groups + g] = scale;
+        operand.sums[row * groups + g] = scale * (float)count;
+        operand.counts[row * groups + g] = count;
+    }
+}
+
+// Norms `width` values of x into y, which may be x.
+static void norm_row(const Norm &norm, const float *x, float *y) {
+    const int n = norm.width;
+    float mean = 0.0f;
+    if (norm.kind == NORM_LAYER) {
+        float total = 0.0f;
+        for (int i = 0; i < n; i++) total += x[i];
+        mean = total / n;
+    }
+    Floats squares = {};
+    int i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        Floats v = load<Floats>(x + i) - mean;
+        squares = multiply_add(v, v, squares);
+    }
+    float square = sum(squares);
+    for (; i < n; i++) square += (x[i] - mean) * (x[i] - mean);
+    const float factor = 1.0f / std::sqrt(square / n + norm.epsilon);
+    for (i = 0; i < n; i++) {
+        float v = (x[i] - mean) * factor;
+        if (norm.weight) v *= norm.weight[i];
+        if (norm.bias) v += norm.bias[i];
+        y[i] = v;
+    }
+}
+
+INLINE Floats activate(Floats x, int32_t kind) {
+    if (kind == ACTIVATION_SILU) return x / (1.0f + exponential(-x));
+    const float root = 0.7978845608028654f;
+    return 0.5f * x * (1.0f + hyperbolic_tangent(root * (x + 0.044715f * x * x * x)));
+}
+
+// activation(gate) * up, or activation(up) where there is no gate.
+static void gate_row(int32_t kind, const float *gate, const float *up, int n, float *out) {
+    if (kind == ACTIVATION_GELU) {
+        for (int i = 0; i < n; i++) {
+            float x = gate ? gate[i] : up[i];
+            float y = 0.5f * x * (1.0f + std::erf(x * 0.7071067811865476f));
+            out[i] = gate ? y * up[i] : y;
+        }
+        return;
+    }
+    for (int i = 0; i < n; i += LANES) {
+        float buffer[LANES] = {};
+        const int count = n - i < LANES ? n - i : LANES;
+        std::memcpy(buffer, (gate ? gate : up) + i, sizeof(float) * count);
+        Floats y = activate(load<Floats>(buffer), kind);
+        if (gate) {
+            std::memcpy(buffer, up + i, sizeof(float) * count);
+            y *= load<Floats>(buffer);
+        }
+        std::memcpy(out + i, &y, sizeof(float) * count);
+    }
+}
+
+static void rotate_head(const RopeTable &rope, int64_t row, float *x) {
+    const float *cosines = rope.cos + row * rope.pairs, *sines = rope.sin + row * rope.pairs;
+    float *first = x + rope.first_dim;
+    const int step = rope.interleaved ? 2 : 1, apart = rope.interleaved ? 1 : rope.pairs;
+    for (int i = 0; i < rope.pairs; i++) {
+        float a = first[i * step], b = first[i * step + apart];
+        first[i * step] = a * cosines[i] - b * sines[i];
+        first[i * step + apart] = b * cosines[i] + a * sines[i];
+    }
+}
+
+// Writes one key or value row into its tile of 64 slots; see `packing.py` for the order.
+static void put_key(void *arena, int32_t format, int64_t slots, int head, int64_t slot,
+                    const float *x, int dims) {
+    const int64_t tile = ((int64_t)head * slots + (slot & ~63LL)) * dims;
+    const int lane = (int)(slot & 63);
+    if (format == FORMAT_F32) {
+        float *keys = (float *)arena + tile;
+        for (int i = 0; i < dims; i++) keys[i * 64 + lane] = x[i];
+        return;
+    }
+    uint32_t *keys = (uint32_t *)((uint16_t *)arena + tile);
+    for (int i = 0; i < dims / 2; i++) keys[i * 64 + lane] = bf16_pair(x[2 * i], x[2 * i + 1]);
+}
+
+static void put_value(void *arena, int32_t format, int64_t slots, int head, int64_t slot,
+                      const float *x, int dims) {
+    const int64_t tile = ((int64_t)head * slots + (slot & ~63LL)) * dims;
+    const int lane = (int)(slot & 63);
+    if (format == FORMAT_F32) {
+        std::memcpy((float *)arena + tile + (int64_t)lane * dims, x, sizeof(float) * dims);
+        return;
+    }
+    uint16_t *values = (uint16_t *)arena + tile + (int64_t)(lane / 2) * dims * 2 + lane % 2;
+    for (int i = 0; i < dims; i++) values[2 * i] = to_bf16(x[i]);
+}
+
+// Decodes one row of a packed matrix.
+static void embed_row(const Weight &weight, int64_t token, float scale, float *x) {
+    const int n = weight.inputs, groups = n / GROUP;
+    const int64_t block = token / LANES;
+    const int lane = (int)(token % LANES);
+    const uint8_t *bytes = (const uint8_t *)weight.codes;
+    for (int i = 0; i < n; i++) {
+        float v;
+        if (weight.format == FORMAT_F32) {
+            v = ((const float *)bytes)[((token / 64) * n + i) * 64 + token % 64];
+        } else if (weight.format == FORMAT_BF16) {
+            const int64_t pairs = (n + 1) / 2, place = ((token / 64) * pairs + i / 2) * 64;
+            v = from_bf16(((const uint16_t *)bytes)[(place + token % 64) * 2 + i % 2]);
+        } else {
+            const int64_t group = block * groups + i / GROUP;
+            const int inner = i % GROUP;
+            float buffer[LANES];
+            if (weight.format == FORMAT_INT8) {
+                const uint8_t code = bytes[group * 512 + (inner / 4) * 64 + lane * 4 + inner % 4];
+                store(buffer, from_fp16((const uint16_t *)weight.scales + group * LANES));
+                v = buffer[lane] * (float)((int)code - 128);
+            } else {
+                const uint8_t *place = bytes + group * 320;
+                const uint8_t pair = place[(inner / 8) * 64 + lane * 4 + inner % 4];
+                const int code = inner % 8 < 4 ? pair & 15 : pair >> 4;
+                store(buffer, from_fp16((const uint16_t *)(place + 256)));
+                v = buffer[lane] * (float)code;
+                store(buffer, from_fp16((const uint16_t *)(place + 288)));
+                v += buffer[lane];
+            }
+        }
+        x[i] = v * scale;
+    }
+}

@@ -1,0 +1,221 @@
+// Sixteen floats at a time, in GCC's vector extensions, and the few instructions they lack.
+//
+// Knows: one CPU level, the one it is compiled for. Does not know: what is computed.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+#if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define LEVEL_AVX512 1
+#define LEVEL_NAME "avx512"
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define LEVEL_AVX2 1
+#define LEVEL_NAME "avx2"
+#else
+#define LEVEL_NAME "plain"
+#endif
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint8_t Bytes __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+static const int LANES = 16;
+static const float NEVER = -1e30f;  // minus infinity turns into NaN where a row sees nothing
+
+template <class V, class T> INLINE V load(const T *p) {
+    V v;
+    std::memcpy(&v, p, sizeof(V));
+    return v;
+}
+template <class V, class T> INLINE void store(T *p, const V &v) { std::memcpy(p, &v, sizeof(V)); }
+
+INLINE Floats splat(float x) { return Floats{} + x; }
+INLINE Ints splat_int(int32_t x) { return Ints{} + x; }
+INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
+INLINE Floats as_floats(Words x) { return (Floats)x; }
+INLINE Words as_words(Floats x) { return (Words)x; }
+INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+INLINE Ints lane_numbers() { return Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
+
+INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
+#if LEVEL_AVX512
+    return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+    return a * b + c;
+#endif
+}
+
+INLINE float sum(Floats v) {
+#if LEVEL_AVX512
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    float s = 0;
+    for (int i = 0; i < LANES; i++) s += v[i];
+    return s;
+#endif
+}
+
+INLINE float largest(Floats v) {
+#if LEVEL_AVX512
+    return _mm512_reduce_max_ps((__m512)v);
+#else
+    float s = v[0];
+    for (int i = 1; i < LANES; i++) s = v[i] > s ? v[i] : s;
+    return s;
+#endif
+}
+
+INLINE Floats from_fp16(const uint16_t *p) {
+#if LEVEL_AVX512
+    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif LEVEL_AVX2
+    Floats v;
+    __m256 low = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+    __m256 high = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8)));
+    std::memcpy(&v, &low, 32);
+    std::memcpy((char *)&v + 32, &high, 32);
+    return v;
+#else
+    // The exponent is rebiased by a product, which is right for subnormals too; no infinities here.
+    Words h = __builtin_convertvector(load<Halves>(p), Words);
+    Floats magnitude = as_floats((h & 0x7fffu) << 13) * 5.192296858534828e33f;
+    return as_floats(as_words(magnitude) | ((h & 0x8000u) << 16));
+#endif
+}
+
+// Rounds to the nearest bfloat16, ties to even; the same bits at every level.
+INLINE uint16_t to_bf16(float x) {
+    uint32_t u;
+    std::memcpy(&u, &x, 4);
+    return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+INLINE float from_bf16(uint16_t h) {
+    uint32_t u = (uint32_t)h << 16;
+    float x;
+    std::memcpy(&x, &u, 4);
+    return x;
+}
+INLINE uint32_t bf16_pair(float low, float high) {
+    return (uint32_t)to_bf16(low) | ((uint32_t)to_bf16(high) << 16);
+}
+INLINE Words round_bf16(Floats x) {  // in the upper half of each lane
+    Words u = as_words(x);
+    return (u + 0x7fffu + ((u >> 16) & 1u)) & 0xffff0000u;
+}
+
+// acc + a.low * b.low + a.high * b.high for pairs of bfloat16.
+INLINE Floats pair_product(Floats acc, uint32_t a, Words b) {
+#if LEVEL_AVX512 && defined(__AVX512BF16__)
+    return (Floats)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32((int)a), (__m512bh)b);
+#else
+    Floats low = as_floats(b << 16), high = as_floats(b & 0xffff0000u);
+    acc = multiply_add(splat(from_bf16((uint16_t)a)), low, acc);
+    return multiply_add(splat(from_bf16((uint16_t)(a >> 16))), high, acc);
+#endif
+}
+
+// exp, relative error below 3e-7; 0 below the smallest normal number.
+// Source: Cody & Waite range reduction with a Taylor polynomial of degree 6.
+INLINE Floats exponential(Floats x) {
+    const float magic = 12582912.0f;
+    Floats clamped = smaller(larger(x, splat(-87.3f)), splat(88.3f));
+    Floats n = multiply_add(clamped, splat(1.44269504f), splat(magic)) - magic;
+    Floats r = multiply_add(n, splat(-0.693359375f), clamped);
+    r = multiply_add(n, splat(2.12194440e-4f), r);
+    Floats p = splat(1.0f / 720.0f);
+    p = multiply_add(p, r, splat(1.0f / 120.0f));
+    p = multiply_add(p, r, splat(1.0f / 24.0f));
+    p = multiply_add(p, r, splat(1.0f / 6.0f));
+    p = multiply_add(p, r, splat(0.5f));
+    p = multiply_add(p, r, splat(1.0f));
+    p = multiply_add(p, r, splat(1.0f));
+    Ints exponent = __builtin_convertvector(n, Ints);
+    Floats scaled = as_floats((Words)((Ints)p + (exponent << 23)));
+    return x < -87.3f ? splat(0.0f) : scaled;
+}
+
+INLINE Floats hyperbolic_tangent(Floats x) {
+    Floats bounded = smaller(larger(x, splat(-15.0f)), splat(15.0f));
+    Floats e = exponential(bounded * 2.0f);
+    return 1.0f - 2.0f / (e + 1.0f);
+}
+
+// Products of 32 codes of 16 outputs with 32 int8 values; exact integers at every level.
+// Byte 4 * output + i of `codes[j]` belongs to input 4 * j + i.
+#if LEVEL_AVX512
+INLINE Ints dot_codes(Ints acc, Bytes codes, const int8_t *x) {
+    int32_t four;
+    std::memcpy(&four, x, 4);
+    return (Ints)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)codes, _mm512_set1_epi32(four));
+}
+INLINE Ints group_int4(const Bytes (&codes)[8], const int8_t *x) {
+    Ints even = {}, odd = {};
+    UNROLL for (int j = 0; j < 8; j += 2) {
+        even = dot_codes(even, codes[j], x + 4 * j);
+        odd = dot_codes(odd, codes[j + 1], x + 4 * j + 4);
+    }
+    return even + odd;
+}
+INLINE Ints group_int8(const Bytes (&codes)[8], const int8_t *x, int32_t sum_x) {
+    return group_int4(codes, x) - (128 * sum_x);
+}
+#elif LEVEL_AVX2
+INLINE __m256i half_of(const Bytes &codes, int half) {
+    return _mm256_loadu_si256((const __m256i *)((const char *)&codes + 32 * half));
+}
+INLINE __m256i four_of(const int8_t *x) {
+    int32_t four;
+    std::memcpy(&four, x, 4);
+    return _mm256_set1_epi32(four);
+}
+INLINE Ints joined(__m256i low, __m256i high) {
+    Ints v;
+    std::memcpy(&v, &low, 32);
+    std::memcpy((char *)&v + 32, &high, 32);
+    return v;
+}
+INLINE Ints group_int4(const Bytes (&codes)[8], const int8_t *x) {
+    __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    // Eight sums of two products of at most 15 * 128 fit 16 bits.
+    UNROLL for (int j = 0; j < 8; j++) UNROLL for (int half = 0; half < 2; half++) {
+        __m256i products = _mm256_maddubs_epi16(half_of(codes[j], half), four_of(x + 4 * j));
+        sums[half] = _mm256_add_epi16(sums[half], products);
+    }
+    __m256i ones = _mm256_set1_epi16(1);
+    return joined(_mm256_madd_epi16(sums[0], ones), _mm256_madd_epi16(sums[1], ones));
+}
+INLINE Ints group_int8(const Bytes (&codes)[8], const int8_t *x, int32_t) {
+    __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    __m256i ones = _mm256_set1_epi16(1), flip = _mm256_set1_epi8((char)0x80);
+    UNROLL for (int j = 0; j < 8; j++) UNROLL for (int half = 0; half < 2; half++) {
+        // Magnitudes times signed values: two products of at most 128 * 127 fit 16 bits.
+        __m256i signed_codes = _mm256_xor_si256(half_of(codes[j], half), flip);
+        __m256i values = _mm256_sign_epi8(four_of(x + 4 * j), signed_codes);
+        __m256i products = _mm256_maddubs_epi16(_mm256_abs_epi8(signed_codes), values);
+        sums[half] = _mm256_add_epi32(sums[half], _mm256_madd_epi16(products, ones));
+    }
+    return joined(sums[0], sums[1]);
+}
+#else
+INLINE Ints group_int4(const Bytes (&codes)[8], const int8_t *x) {
+    int32_t sums[LANES] = {};
+    for (int j = 0; j < 8; j++) {
+        uint8_t bytes[64];
+        std::memcpy(bytes, &codes[j], 64);
+        for (int output = 0; output < LANES; output++)
+            for (int i = 0; i < 4; i++) sums[output] += bytes[4 * output + i] * x[4 * j + i];
+    }
+    return load<Ints>(sums);
+}
+INLINE Ints group_int8(const Bytes (&codes)[8], const int8_t *x, int32_t sum_x) {
+    return group_int4(codes, x) - (128 * sum_x);
+}
+#endif

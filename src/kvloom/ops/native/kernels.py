@@ -1,0 +1,227 @@
+"""The compiled operations on tensors: same names and results as `ops.rows`.
+
+Knows: which tensors the library may be given, and holds them while it runs.
+Does not know: documents or layers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kvloom.ops.decoder import Activation, Norm
+from kvloom.ops.native import abi
+from kvloom.ops.native.library import NativeLibrary
+from kvloom.ops.packing import PackedWeight
+from kvloom.ops.rows import CodedRows
+from kvloom.types import Rope
+
+ALIGNMENT = 64
+"""Bytes at whose multiples what the library streams must start."""
+
+
+def pointer(tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
+    """Return a tensor's address; the caller keeps the tensor alive.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: not contiguous, or not in the CPU's memory.
+    """
+    if tensor is None:
+        return None
+    if tensor.dtype is not dtype:
+        raise TypeError(f"a tensor is {tensor.dtype}; the kernel reads {dtype}")
+    if not tensor.is_contiguous() or tensor.device.type != "cpu":
+        raise ValueError("the kernel reads contiguous tensors in the CPU's memory")
+    return tensor.data_ptr()
+
+
+def aligned_bytes(count: int) -> Tensor:
+    """Return uint8 memory (count,) that starts at a multiple of a cache line."""
+    raw = torch.empty(count + ALIGNMENT, dtype=torch.uint8)
+    offset = -raw.data_ptr() % ALIGNMENT
+    return raw[offset : offset + count]
+
+
+def weight_struct(weight: PackedWeight | None) -> abi.Weight:
+    """Return a packed matrix as the library reads it; its tensors must outlive the struct.
+
+    Raises:
+        ValueError: the codes do not start at a multiple of a cache line, or have another size.
+    """
+    if weight is None:
+        return abi.Weight()
+    if weight.codes.data_ptr() % ALIGNMENT:
+        raise ValueError(f"packed codes must start at a multiple of {ALIGNMENT} bytes")
+    if weight.bias is not None and weight.bias.shape != (weight.outputs,):
+        raise ValueError(f"a bias of shape {tuple(weight.bias.shape)} for {weight.outputs} outputs")
+    return abi.Weight(
+        format=abi.FORMATS[weight.format],
+        outputs=weight.outputs,
+        inputs=weight.inputs,
+        codes=pointer(weight.codes, torch.uint8),
+        scales=pointer(weight.scales, torch.float16),
+        bias=pointer(weight.bias),
+    )
+
+
+def norm_struct(norm: Norm) -> abi.Norm:
+    """Return a norm as the library reads it; its tensors must outlive the struct."""
+    for values in (norm.weight, norm.bias):
+        if values is not None and values.shape != (norm.width,):
+            raise ValueError(f"values of shape {tuple(values.shape)} for a norm of {norm.width}")
+    return abi.Norm(
+        kind=abi.NORMS[norm.kind],
+        width=norm.width,
+        epsilon=norm.epsilon,
+        weight=pointer(norm.weight),
+        bias=pointer(norm.bias),
+    )
+
+
+def aligned(weight: PackedWeight) -> PackedWeight:
+    """Return the same matrix with its codes at a multiple of a cache line."""
+    if weight.codes.data_ptr() % ALIGNMENT == 0:
+        return weight
+    codes = aligned_bytes(weight.codes.numel()).copy_(weight.codes)
+    return PackedWeight(
+        weight.format, weight.outputs, weight.inputs, codes, weight.scales, weight.bias
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The operations of one library.
+
+    Attributes:
+        library: what is called.
+        threads: of every call.
+    """
+
+    library: NativeLibrary
+    threads: int
+
+    def normalize(self, norm: Norm, x: Float[Tensor, "s k"]) -> Float[Tensor, "s k"]:
+        """Normalise rows in stretches of the norm's width."""
+        if norm.kind == "none":
+            return x
+        out = torch.empty_like(x)
+        rows, struct = x.numel() // norm.width, norm_struct(norm)
+        self._call("kvloom_norm")(struct, pointer(x), rows, pointer(out), self.threads)
+        return out
+
+    def quantize_rows(self, x: Float[Tensor, "s k"]) -> CodedRows:
+        """Round rows to int8 with a scale per group of 32."""
+        rows, inputs = x.shape
+        codes = torch.empty(rows, inputs, dtype=torch.int8)
+        scales = torch.empty(rows, inputs // 32)
+        counts = torch.empty(rows, inputs // 32, dtype=torch.int32)
+        sums = torch.empty_like(scales)
+        self._call("kvloom_quantize_rows")(
+            pointer(x),
+            rows,
+            inputs,
+            pointer(codes, torch.int8),
+            pointer(scales),
+            pointer(counts, torch.int32),
+            pointer(sums),
+        )
+        return CodedRows(codes, scales, counts)
+
+    def linear(self, weight: PackedWeight, x: Float[Tensor, "s k"]) -> Float[Tensor, "s n"]:
+        """Return x · weightᵀ + bias.
+
+        Raises:
+            ValueError: the rows have another width than the matrix.
+        """
+        if x.shape[-1] != weight.inputs:
+            raise ValueError(f"rows of {x.shape[-1]} values for {weight.inputs} inputs")
+        struct, out = weight_struct(weight), torch.empty(len(x), weight.outputs)
+        size = self._call("kvloom_operand_bytes")(len(x), struct.format, weight.inputs)
+        workspace = aligned_bytes(size)
+        self._call("kvloom_linear")(
+            struct,
+            pointer(x),
+            len(x),
+            pointer(out),
+            0,
+            1.0,
+            pointer(workspace, torch.uint8),
+            self.threads,
+        )
+        return out
+
+    def gate(
+        self, activation: Activation, gated: Float[Tensor, "s k"] | None, up: Float[Tensor, "s k"]
+    ) -> Float[Tensor, "s k"]:
+        """Return activation(gated) * up, or activation(up) where nothing gates."""
+        out = torch.empty_like(up)
+        self._call("kvloom_gate")(
+            abi.ACTIVATIONS[activation],
+            pointer(gated),
+            pointer(up),
+            len(up),
+            up.shape[-1],
+            pointer(out),
+            self.threads,
+        )
+        return out
+
+    def embed(
+        self, weight: PackedWeight, tokens: Int[Tensor, " s"], scale: float
+    ) -> Float[Tensor, "s k"]:
+        """Return the rows of a packed matrix for tokens.
+
+        Raises:
+            IndexError: a token has no row.
+        """
+        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < weight.outputs:
+            raise IndexError(f"tokens outside of 0 to {weight.outputs - 1}")
+        out, struct = torch.empty(len(tokens), weight.inputs), weight_struct(weight)
+        ids = pointer(tokens, torch.int64)
+        self._call("kvloom_embed")(struct, ids, len(tokens), scale, pointer(out))
+        return out
+
+    def rotate(
+        self,
+        x: Float[Tensor, "s h d"],
+        cos: Float[Tensor, "s n"],
+        sin: Float[Tensor, "s n"],
+        rope: Rope,
+    ) -> Float[Tensor, "s h d"]:
+        """Return x with its rotated dimensions turned."""
+        out = x.clone()
+        table = rope_struct(rope, cos, sin)
+        self._call("kvloom_rotate")(table, pointer(out), len(x), x.shape[1], x.shape[2])
+        return out
+
+    def _call(self, name: str) -> Callable[..., int]:
+        function: Callable[..., int] = getattr(self.library.functions, name)
+        return function
+
+
+def rope_struct(rope: Rope, cos: Tensor | None, sin: Tensor | None) -> abi.RopeTable:
+    """Return a rotation as the library reads it; its tensors must outlive the struct."""
+    return abi.RopeTable(
+        cos=pointer(cos),
+        sin=pointer(sin),
+        pairs=len(rope.inv_freq),
+        first_dim=rope.first_dim,
+        interleaved=rope.layout == "interleaved",
+    )
+
+
+def run_step(library: NativeLibrary, model: abi.Model, step: abi.Step, threads: int) -> None:
+    """Run layers of a model.
+
+    Raises:
+        ValueError: the workspace is too small.
+    """
+    status = library.functions.kvloom_step(ctypes.byref(model), ctypes.byref(step), threads)
+    if status:
+        raise ValueError("the workspace of a step is too small")

@@ -1,0 +1,63 @@
+"""Tiles: the order in which a compiled executor keeps keys and values, and the way back.
+
+Knows: a tile of 64 slots of one head, in fp32 and bfloat16.
+Does not know: who writes or reads an arena.
+
+A tile takes the bytes of 64 plain rows. Where `pair` is 2 for bfloat16 and 1 for fp32:
+
+- keys: `[dims / pair][64 slots][pair]`, so that one dimension of 64 slots is one load;
+- values: `[64 slots / pair][dims][pair]`.
+
+Rows are put into their place when they are appended: nothing is re-ordered later (ADR 0009).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+TILE = 64
+"""Slots of a tile."""
+
+
+def untile_keys(arena: Float[Tensor, "g t d"]) -> Float[Tensor, "g t d"]:
+    """Return whole tiles of keys as plain rows."""
+    g, t, d = arena.shape
+    pair = _pair(arena)
+    tiles = arena.reshape(g, t // TILE, d // pair, TILE, pair)
+    return tiles.transpose(2, 3).reshape(g, t, d)
+
+
+def untile_values(arena: Float[Tensor, "g t d"]) -> Float[Tensor, "g t d"]:
+    """Return whole tiles of values as plain rows."""
+    g, t, d = arena.shape
+    pair = _pair(arena)
+    return arena.reshape(g, t // pair, d, pair).transpose(2, 3).reshape(g, t, d)
+
+
+def put_keys(
+    arena: Float[Tensor, "g t d"], slots: Int[Tensor, " s"], rows: Float[Tensor, "g s d"]
+) -> None:
+    """Write rows of keys into the slots of a tiled arena."""
+    g, t, d = arena.shape
+    pair = _pair(arena)
+    tiles = arena.view(g, t // TILE, d // pair, TILE, pair)
+    # Indices that are no neighbours put the slots first: (s, g, d / pair, pair).
+    tiles[:, slots // TILE, :, slots % TILE] = (
+        rows.to(arena.dtype).reshape(g, -1, d // pair, pair).transpose(0, 1)
+    )
+
+
+def put_values(
+    arena: Float[Tensor, "g t d"], slots: Int[Tensor, " s"], rows: Float[Tensor, "g s d"]
+) -> None:
+    """Write rows of values into the slots of a tiled arena."""
+    g, t, d = arena.shape
+    pair = _pair(arena)
+    tiles = arena.view(g, t // pair, d, pair)
+    tiles[:, slots // pair, :, slots % pair] = rows.to(arena.dtype).transpose(0, 1)
+
+
+def _pair(arena: Tensor) -> int:
+    return 2 if arena.dtype in {torch.bfloat16, torch.float16} else 1
