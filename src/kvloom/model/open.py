@@ -34,7 +34,7 @@ from kvloom.model.passport import (
     make_passport,
 )
 from kvloom.model.source import ModelSource, resolve_source
-from kvloom.model.tokenizer import TextTokenizer, load_tokenizer
+from kvloom.model.tokenizer import FastTokenizer, TextTokenizer
 from kvloom.ops.native.abi import ABI
 from kvloom.ops.native.library import (
     CpuLevel,
@@ -129,7 +129,7 @@ def open_model(model: str, options: OpenOptions) -> OpenedModel:
         reason = f"the lean runner does not reproduce this model: {error}"
         logger.warning("%s; the seam runs it", reason)
         return _on_seam(source, checkpoint, choice, options, reason)
-    return _on_lean(packed, folder, choice, library, options)
+    return _on_lean(packed, folder, choice, library)
 
 
 def _packed(
@@ -212,12 +212,10 @@ def _on_lean(
     folder: Path,
     choice: FormatChoice,
     library: NativeLibrary,
-    options: OpenOptions,
 ) -> OpenedModel:
     executor = NativeExecutor(packed.decoder, library)
-    tokenizer = load_tokenizer(
-        folder, packed.eos_token_ids, trust_remote_code=options.trust_remote_code
-    )
+    text, facts = packed.tokenizer
+    tokenizer = FastTokenizer.from_stored(text, facts, packed.eos_token_ids)
     digests = ModelDigests(packed.digests["weights"], packed.digests["config"], tokenizer.digest())
     coded = "int" in packed.weights
     activations = f"{'int8' if coded else 'bfloat16'} on {executor.name}"

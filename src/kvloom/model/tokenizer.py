@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kvloom.errors import ModelLoadError, RequestError, UnsupportedModelError
+from kvloom.model.stored_tokenizer import StoredTokenizer, TokenizerFacts, facts_of
 
 
 class TextTokenizer(Protocol):
@@ -139,6 +140,19 @@ class FastTokenizer:
             return self._added_text[token_id].encode()
         token = self._backend.id_to_token(token_id) if token_id >= 0 else None
         return b"" if token is None else self._to_bytes(token)
+
+    def stored(self) -> tuple[str, TokenizerFacts]:
+        """Return the tokenizer as text and facts, from which `from_stored` makes it again."""
+        return self._backend.to_str(), facts_of(self._tokenizer)
+
+    @classmethod
+    def from_stored(
+        cls, text: str, facts: TokenizerFacts, eos_token_ids: Iterable[int]
+    ) -> FastTokenizer:
+        """Return a tokenizer from what `stored` gave; transformers is not loaded."""
+        from tokenizers import Tokenizer
+
+        return cls(StoredTokenizer(Tokenizer.from_str(text), facts), eos_token_ids)
 
     def digest(self) -> str:
         """Return the SHA-256 of everything that decides how text becomes tokens."""

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from torch import Tensor
 
 from kvloom.model.digest import cache_root, sha256_file, write_json
 from kvloom.model.lean.encode import ALIGNMENT, decode, encode, numbered, renamed
+from kvloom.model.stored_tokenizer import TokenizerFacts
 from kvloom.ops.decoder import Decoder
 from kvloom.types import ModelSpec
 
 logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
-_MANIFEST, _WEIGHTS = "packed.json", "packed.safetensors"
+_MANIFEST, _WEIGHTS, _TOKENIZER = "packed.json", "packed.safetensors", "tokenizer.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class PackedModel:
         eos_token_ids: tokens that end a text.
         dtype: what the model's files are stored in.
         receipt: measured differences to the model's own weights, by name.
+        tokenizer: the tokenizer as text, and its facts.
     """
 
     decoder: Decoder
@@ -52,6 +54,7 @@ class PackedModel:
     eos_token_ids: tuple[int, ...]
     dtype: str
     receipt: dict[str, float]
+    tokenizer: tuple[str, TokenizerFacts]
 
 
 def packed_folder(key: Mapping[str, Any], cache_dir: Path | None) -> Path:
@@ -107,18 +110,17 @@ def _write(model: PackedModel, key: Mapping[str, Any], folder: Path) -> None:
     _save_aligned({names[name]: tensor for name, tensor in tensors.items()}, path)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-    stat = path.stat()
+    text, tokenizer_facts = model.tokenizer
+    tokenizer = folder / _TOKENIZER
+    tokenizer.write_text(text, encoding="utf-8")
+    facts["tokenizer"] = asdict(tokenizer_facts)
     own = {f.name: getattr(model, f.name) for f in fields(model) if f.name not in facts}
     content = own | {name: renamed(fact, names) for name, fact in facts.items()}
     manifest = {
         "format_version": FORMAT_VERSION,
         "key": dict(key),
         "model": content,
-        "weights": {
-            "size": stat.st_size,
-            "sha256": sha256_file(path),
-            "mtime_ns": stat.st_mtime_ns,
-        },
+        "files": {file.name: _stamp(file) for file in (path, tokenizer)},
     }
     write_json(folder / _MANIFEST, manifest)
 
@@ -142,13 +144,9 @@ def _load(folder: Path, key: Mapping[str, Any]) -> PackedModel:
     manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     if manifest["format_version"] != FORMAT_VERSION or manifest["key"] != dict(key):
         raise ValueError("it was made for another version or model")
-    path, known = folder / _WEIGHTS, manifest["weights"]
-    stat = path.stat()
-    if stat.st_size != known["size"]:
-        raise ValueError(f"{path.name} has {stat.st_size} bytes, not {known['size']}")
-    # As with converted models: bytes are read again where the time of modification differs.
-    if stat.st_mtime_ns != known["mtime_ns"] and sha256_file(path) != known["sha256"]:
-        raise ValueError(f"{path.name} was changed")
+    for name in (_WEIGHTS, _TOKENIZER):
+        _check(folder / name, manifest["files"][name])
+    path = folder / _WEIGHTS
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     content = manifest["model"]
@@ -163,4 +161,22 @@ def _load(folder: Path, key: Mapping[str, Any]) -> PackedModel:
         eos_token_ids=tuple(int(token) for token in content["eos_token_ids"]),
         dtype=str(content["dtype"]),
         receipt={str(name): float(value) for name, value in content["receipt"].items()},
+        tokenizer=(
+            (folder / _TOKENIZER).read_text(encoding="utf-8"),
+            TokenizerFacts(**content["tokenizer"]),
+        ),
     )
+
+
+def _stamp(path: Path) -> dict[str, Any]:
+    stat = path.stat()
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256_file(path)}
+
+
+def _check(path: Path, known: Mapping[str, Any]) -> None:
+    """Check a file; as with converted models, bytes are read where the time of change differs."""
+    stat = path.stat()
+    if stat.st_size != known["size"]:
+        raise ValueError(f"{path.name} has {stat.st_size} bytes, not {known['size']}")
+    if stat.st_mtime_ns != known["mtime_ns"] and sha256_file(path) != known["sha256"]:
+        raise ValueError(f"{path.name} was changed")

@@ -73,6 +73,7 @@ def make_packed(
         digests={"weights": loaded.digests.weights, "config": loaded.digests.config},
         eos_token_ids=tuple(sorted(loaded.tokenizer.eos_token_ids)),
         dtype=str(loaded.dtype).removeprefix("torch."),
+        tokenizer=loaded.tokenizer.stored(),
         receipt=_receipt(loaded, seam, runner)
         | {"probe_distance": distance, "rounded_matrices": float(sum(packer.rounded.values()))},
     )
