@@ -45,9 +45,19 @@ def check_folder(folder: Path, *, trust_remote_code: bool = False) -> Checkpoint
         ModelLoadError: files are missing or damaged, or the folder wants to run its own code.
         UnsupportedModelError: transformers has no causal language model of that type.
     """
+    checkpoint = read_folder(folder)
+    check_code(checkpoint, trust_remote_code=trust_remote_code)
+    return checkpoint
+
+
+def read_folder(folder: Path) -> Checkpoint:
+    """Read config and headers of a folder, without asking whether transformers may run it.
+
+    Raises:
+        ModelLoadError: files are missing or damaged.
+    """
     check_has_weights(folder)
     config = _read_config(folder)
-    _check_code(folder, config, trust_remote_code)
     weights = _weight_files(folder)
     measured = _measure(weights)
     _check_sizes(folder, config, measured)
@@ -78,8 +88,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _check_code(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> None:
-    """Refuse a model that only its own code can run, and kernels fetched from elsewhere."""
+def check_code(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> None:
+    """Refuse a model that only its own code can run, and kernels fetched from elsewhere.
+
+    Raises:
+        ModelLoadError: the folder wants to run its own code.
+        UnsupportedModelError: transformers has no causal language model of that type.
+    """
+    folder, config = checkpoint.folder, checkpoint.config
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 

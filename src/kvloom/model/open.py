@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from kvloom.config import DType, KVDType, Quantization
-from kvloom.model.checkpoint import Checkpoint, check_folder
+from kvloom.model.checkpoint import Checkpoint, check_code, read_folder
 from kvloom.model.convert import known_digests
 from kvloom.model.digest import Progress
 from kvloom.model.formats import FormatChoice, choose_formats
@@ -112,7 +112,7 @@ def open_model(model: str, options: OpenOptions) -> OpenedModel:
         trust_remote_code=options.trust_remote_code,
         progress=options.progress,
     )
-    checkpoint = check_folder(folder, trust_remote_code=options.trust_remote_code)
+    checkpoint = read_folder(folder)
     choice = choose_formats(
         options.dtype,
         options.quantization,
@@ -151,6 +151,7 @@ def _packed(
         return packed
     from kvloom.model.lean.make import make_packed
 
+    check_code(checkpoint, trust_remote_code=options.trust_remote_code)
     loaded = load_folder(source, checkpoint, dtype="float32", **_load_arguments(options))
     made = make_packed(loaded, choice, library, options.progress)
     try:
@@ -243,6 +244,7 @@ def _on_seam(
     from kvloom.model.linears import pack_linears
     from kvloom.model.probe import probe
 
+    check_code(checkpoint, trust_remote_code=options.trust_remote_code)
     loaded: LoadedModel = load_folder(
         source, checkpoint, dtype=choice.dtype, **_load_arguments(options)
     )
