@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import Tensor
 
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.pool import PAGE_SLOTS
@@ -128,7 +127,7 @@ def _clipped(view: View, rows: RowRange, window: int | None) -> View | None:
 
 
 def _joined(views: list[View]) -> tuple[View, ...]:
-    """Join neighbouring slots at neighbouring positions: what one row reads of a tile is one read."""
+    """Join neighbouring slots at neighbouring positions: a row's reads of a tile become one."""
     if len(views) == 1:
         return (views[0],)
     joined: list[View] = []

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 ABI = 1
 FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
 NORMS = {"none": 0, "rms": 1, "layer": 2}
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 
-Fields = ClassVar[list[tuple[str, Any]]]
+Fields: TypeAlias = list[tuple[str, Any]]
 
 
 class Weight(Structure):
     """A packed matrix."""
 
-    _fields_: Fields = [
+    _fields_: ClassVar[Fields] = [
         ("format", c_int32),
         ("outputs", c_int32),
         ("inputs", c_int32),
@@ -35,7 +35,7 @@ class Weight(Structure):
 class Norm(Structure):
     """A normalisation."""
 
-    _fields_: Fields = [
+    _fields_: ClassVar[Fields] = [
         ("kind", c_int32),
         ("width", c_int32),
         ("epsilon", c_float),
@@ -48,7 +48,7 @@ class Norm(Structure):
 class Layer(Structure):
     """A decoder layer with its arena."""
 
-    _fields_: Fields = [
+    _fields_: ClassVar[Fields] = [
         ("input_norm", Norm),
         ("q_norm", Norm),
         ("k_norm", Norm),
@@ -81,7 +81,7 @@ class Layer(Structure):
 class Model(Structure):
     """A decoder."""
 
-    _fields_: Fields = [
+    _fields_: ClassVar[Fields] = [
         ("num_layers", c_int32),
         ("hidden", c_int32),
         ("kv_format", c_int32),
@@ -101,7 +101,7 @@ class Model(Structure):
 class RopeTable(Structure):
     """Cos and sin per packed row and pair."""
 
-    _fields_: Fields = [
+    _fields_: ClassVar[Fields] = [
         ("cos", c_void_p),
         ("sin", c_void_p),
         ("pairs", c_int32),
@@ -114,7 +114,7 @@ class RopeTable(Structure):
 class Piece(Structure):
     """A stretch of slots."""
 
-    _fields_: Fields = [
+    _fields_: ClassVar[Fields] = [
         ("first_slot", c_int64),
         ("stop_slot", c_int64),
         ("first_pos", c_int64),
@@ -128,7 +128,7 @@ class Piece(Structure):
 class Item(Structure):
     """Rows that read the same pieces."""
 
-    _fields_: Fields = [
+    _fields_: ClassVar[Fields] = [
         ("first_row", c_int32),
         ("num_rows", c_int32),
         ("first_piece", c_int32),
@@ -141,7 +141,7 @@ class Item(Structure):
 class Reads(Structure):
     """What the rows of a step read under one window and rotation."""
 
-    _fields_: Fields = [
+    _fields_: ClassVar[Fields] = [
         ("num_items", c_int32),
         ("num_partials", c_int32),
         ("items", c_void_p),
@@ -155,7 +155,7 @@ class Reads(Structure):
 class Step(Structure):
     """One forward pass."""
 
-    _fields_: Fields = [
+    _fields_: ClassVar[Fields] = [
         ("num_rows", c_int32),
         ("first_layer", c_int32),
         ("stop_layer", c_int32),
