@@ -1,0 +1,64 @@
+"""Runs tests of the compiled library under the address and undefined-behaviour sanitizers.
+
+Knows: how to build the library with them, and how to start a Python that was built without.
+Does not know: the tests; their paths are arguments, and they take `library` from tests/conftest.py.
+
+Run `python tools/sanitize.py tests/ops/native`. Leaks are not looked for: the library allocates
+nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvloom.ops.native.compile import Compiler, compile_library, find_compiler, levels_of
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = (
+    *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
+    *("-g", "-O1"),
+)
+
+
+def runtime(compiler: Compiler) -> str:
+    """Return the path of the compiler's address sanitizer, which must be loaded before all else."""
+    command = [*compiler.command, "-print-file-name=libasan.so"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def run_tests(folder: Path, compiler: Compiler, arguments: Sequence[str]) -> int:
+    """Run pytest on the libraries in a folder; return its exit status."""
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": runtime(compiler),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+        # torch's own allocations go through malloc, so that reading past a tensor is noticed.
+        "OMP_NUM_THREADS": "2",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", f"--native-libraries={folder}", *arguments]
+    return subprocess.run(command, check=False, cwd=ROOT, env=environment).returncode
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build the library of every level, run the tests, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tests", nargs="+", help="paths, and further arguments of pytest behind --")
+    chosen = parser.parse_args(arguments)
+    compiler = find_compiler(os.environ)
+    if compiler is None or not compiler.openmp:
+        raise SystemExit("the sanitizers need g++")
+    with tempfile.TemporaryDirectory() as folder:
+        compile_library(Path(folder), compiler, levels_of(platform.machine()), flags=FLAGS)
+        return run_tests(Path(folder), compiler, chosen.tests)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
