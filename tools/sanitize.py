@@ -27,24 +27,35 @@ FLAGS = (
 )
 
 
-def runtime(compiler: Compiler) -> str:
-    """Return the path of the compiler's address sanitizer, which must be loaded before all else."""
-    command = [*compiler.command, "-print-file-name=libasan.so"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+def preloaded(compiler: Compiler) -> str:
+    """Return what must be loaded before all else.
+
+    That is the sanitizer, and the C++ library, whose exceptions it wants to watch: Python brings
+    none, so that torch's would be loaded too late.
+    """
+    paths = []
+    for name in ("libasan.so", "libstdc++.so.6"):
+        command = [*compiler.command, f"-print-file-name={name}"]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        paths.append(said.strip())
+    return " ".join(paths)
 
 
 def run_tests(folder: Path, compiler: Compiler, arguments: Sequence[str]) -> int:
     """Run pytest on the libraries in a folder; return its exit status."""
     environment = {
         **os.environ,
-        "LD_PRELOAD": runtime(compiler),
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
-        # torch's own allocations go through malloc, so that reading past a tensor is noticed.
+        "LD_PRELOAD": preloaded(compiler),
+        "ASAN_OPTIONS": f"detect_leaks=0:log_path={folder / 'found'}",
+        "UBSAN_OPTIONS": f"halt_on_error=1:print_stacktrace=1:log_path={folder / 'found'}",
         "OMP_NUM_THREADS": "2",
     }
     command = [sys.executable, "-m", "pytest", "-q", f"--native-libraries={folder}", *arguments]
-    return subprocess.run(command, check=False, cwd=ROOT, env=environment).returncode
+    status = subprocess.run(command, check=False, cwd=ROOT, env=environment).returncode
+    # Into files, since pytest keeps what a process says that is about to be ended.
+    for path in folder.glob("found*"):
+        print(path.read_text(), file=sys.stderr)
+    return status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -97,6 +97,13 @@ def test_products_of_more_rows_than_stay_in_cache(library, format):
     check_product(library, weight, ["plain"] * 130, 2, 2)
 
 
+def lost_subnormals(weight: PackedWeight, x: Tensor) -> Tensor:
+    """Return what a product misses where an instruction takes subnormal numbers for zero."""
+    tiny = torch.finfo(torch.float32).tiny
+    outer = unpack(weight).double().abs().sum(-1)
+    return tiny * (1 + x.double().abs().sum(-1, keepdim=True) + outer)
+
+
 def check_product(library, weight: PackedWeight, kinds: list[str], seed: int, count: int) -> None:
     x = rows_of_kinds(kinds, weight.inputs, seed)
     kernels = Kernels(library, count)
@@ -108,7 +115,9 @@ def check_product(library, weight: PackedWeight, kinds: list[str], seed: int, co
     share = RELATIVE["bfloat16 product" if weight.format == "bfloat16" else "product"]
     assert out.isfinite().all()
     error = (out.double() - exact_product(weight, operand)).abs()
-    assert (error <= share * enters + 1e-36).all(), float((error / enters).max())
+    assert (error <= share * enters + lost_subnormals(weight, x)).all(), float(
+        (error / enters).max()
+    )
     alone = torch.cat([kernels.linear(weight, row[None].clone()) for row in x])
     assert same_bits(out, alone), "rows depend on their neighbours"
     assert same_bits(out, Kernels(library, 1).linear(weight, x)), "or on the number of threads"
