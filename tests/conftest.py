@@ -18,6 +18,7 @@ install_import_hook("kvloom.ops", "beartype.beartype")
 
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile("ci", max_examples=300, deadline=None, print_blob=True)
+settings.register_profile("few", max_examples=10, deadline=None)
 settings.load_profile("dev")
 
 

@@ -25,6 +25,18 @@ FLAGS = (
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
     *("-g", "-O1"),
 )
+BROKEN = """
+import sys, torch
+from pathlib import Path
+from kvloom.ops.native.kernels import norm_struct
+from kvloom.ops.native.library import load_library
+from kvloom.ops.decoder import Norm
+
+x, out = torch.ones(2, 16), torch.ones(3, 16)
+norm = norm_struct(Norm("rms", 16))
+library = load_library(folder=Path(sys.argv[1]))
+library.functions.kvloom_norm(norm, x.data_ptr(), 3, out.data_ptr(), 1)
+"""
 
 
 def preloaded(compiler: Compiler) -> str:
@@ -41,16 +53,32 @@ def preloaded(compiler: Compiler) -> str:
     return " ".join(paths)
 
 
-def run_tests(folder: Path, compiler: Compiler, arguments: Sequence[str]) -> int:
-    """Run pytest on the libraries in a folder; return its exit status."""
-    environment = {
+def environment_of(folder: Path, compiler: Compiler) -> dict[str, str]:
+    """Return the environment of a process under the sanitizers, which write into the folder."""
+    return {
         **os.environ,
         "LD_PRELOAD": preloaded(compiler),
         "ASAN_OPTIONS": f"detect_leaks=0:log_path={folder / 'found'}",
         "UBSAN_OPTIONS": f"halt_on_error=1:print_stacktrace=1:log_path={folder / 'found'}",
         "OMP_NUM_THREADS": "2",
     }
-    command = [sys.executable, "-m", "pytest", "-q", f"--native-libraries={folder}", *arguments]
+
+
+def check_alarm(folder: Path, environment: dict[str, str]) -> None:
+    """Check that reading past a tensor is noticed: a silent alarm would let everything pass."""
+    command = [sys.executable, "-c", BROKEN, str(folder)]
+    done = subprocess.run(command, check=False, env=environment, stdout=subprocess.DEVNULL)
+    reports = list(folder.glob("found*"))
+    if not done.returncode or "heap-buffer-overflow" not in "".join(map(Path.read_text, reports)):
+        raise SystemExit("the address sanitizer did not notice a read behind a tensor")
+    for path in reports:
+        path.unlink()
+
+
+def run_tests(folder: Path, environment: dict[str, str], arguments: Sequence[str]) -> int:
+    """Run pytest on the libraries in a folder; return its exit status."""
+    options = ["-q", "--hypothesis-profile=few", f"--native-libraries={folder}"]
+    command = [sys.executable, "-m", "pytest", *options, *arguments]
     status = subprocess.run(command, check=False, cwd=ROOT, env=environment).returncode
     # Into files, since pytest keeps what a process says that is about to be ended.
     for path in folder.glob("found*"):
@@ -68,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise SystemExit("the sanitizers need g++")
     with tempfile.TemporaryDirectory() as folder:
         compile_library(Path(folder), compiler, levels_of(platform.machine()), flags=FLAGS)
-        return run_tests(Path(folder), compiler, chosen.tests)
+        environment = environment_of(Path(folder), compiler)
+        check_alarm(Path(folder), environment)
+        return run_tests(Path(folder), environment, chosen.tests)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ def quantize_rows(x: Float[Tensor, "s k"]) -> CodedRows:
     most = grouped.abs().amax(-1)
     most = torch.where(most < LEAST, torch.zeros(()), most)
     inverse = torch.where(most > 0, 127.0 / most, torch.zeros(()))
-    codes = (grouped * inverse[..., None]).round()
+    # Where a value is no number, the scale alone makes the product none.
+    codes = (grouped * inverse[..., None]).round().nan_to_num(nan=0.0)
     counts = codes.sum(-1).to(torch.int32)
     return CodedRows(codes.to(torch.int8).reshape(x.shape), most / 127.0, counts)
 

@@ -15,7 +15,7 @@ from kvloom.ops import rope as rope_module
 from kvloom.ops import rows
 from kvloom.ops.decoder import Norm
 from kvloom.ops.native.kernels import Kernels, aligned
-from kvloom.ops.native.library import load_library
+from kvloom.ops.native.library import LIBRARY_FOLDER, load_library
 from kvloom.ops.packing import GROUP, PackedWeight, quantize, unpack
 from kvloom.types import Rope
 from tests.ops.matrices import (
@@ -128,8 +128,8 @@ def check_product(library, weight: PackedWeight, kinds: list[str], seed: int, co
 def test_levels_that_fuse_products_and_sums_give_the_same_bits(library, format, data, kinds, seed):
     weight = aligned(data.draw(weights(format)))
     x = rows_of_kinds(kinds, weight.inputs, seed)
-    if library.level == "plain":  # it rounds twice
-        return
+    if library.level == "plain" or library.path.parent != LIBRARY_FOLDER:
+        return  # it rounds twice, as builds for sanitizers may at any level
     avx2 = load_library("avx2", library.path.parent)
     out, other = (Kernels(each, 2).linear(weight, x) for each in (library, avx2))
     assert same_bits(out, other)
