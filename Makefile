@@ -15,6 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTE
 NATIVE := src/kvloom/ops/native
 # Tests that run under the sanitizers.
 SANITIZED := tests/ops/native
+CROSS := aarch64-linux-gnu-g++
 
 .PHONY: demo test test-long lint format docs wheel native sanitize cross clean
 .DELETE_ON_ERROR:
@@ -51,7 +52,9 @@ sanitize: $(VENV)/.development
 
 # Another architecture: compiled, not run.
 cross:
-	CXX=aarch64-linux-gnu-g++ $(PYTHON) -P $(NATIVE)/compile.py --machine aarch64 --folder dist/aarch64
+	@command -v $(CROSS) >/dev/null || { \
+	  echo "Error: $(CROSS) is not installed; Debian has it in g++-aarch64-linux-gnu."; exit 1; }
+	CXX=$(CROSS) $(PYTHON) -P $(NATIVE)/compile.py --machine aarch64 --folder dist/aarch64
 
 clean:
 	rm -rf $(VENV) $(NATIVE)/lib dist site
