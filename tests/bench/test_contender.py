@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from kvloom.bench.prompts import RoundPrompts
 from kvloom.bench.worker import WorkerError
 
 from .fakes import TASKS, fake_engine
+from .peers.fake_homes import fake_home
 
 LOAD = LoadRequest(model="default", dtype="float32", threads=3, kv_memory="1MiB")
 PROMPTS = RoundPrompts((), (tuple(range(64)),))
@@ -72,6 +75,36 @@ def test_an_error_in_a_task_is_no_failure_of_the_engine_but_its_death_is() -> No
             report = contender.report()
         assert (reason or "") in (report.failure or "")
         assert (report.failure is None) == (reason is None)
+
+
+def test_a_text_is_remembered_anew_before_each_edit() -> None:
+    prompts = RoundPrompts(tuple(range(72)), ((*range(40), 500, *range(41, 72)),))
+    with closing(Contender(fake_engine("fake"), 30.0)) as contender:
+        contender.start(LOAD)
+        for number in range(2):
+            found, _ = contender.run(TASKS["edit-72"], prompts, warm_up=number == 0)
+            assert found.cached_tokens == 40
+
+
+def test_a_peer_that_is_not_installed_is_not_started() -> None:
+    engine = replace(fake_engine("fake"), missing="it is not installed")
+    with closing(Contender(engine, 30.0)) as contender:
+        contender.start(LOAD)
+        report = contender.report()
+    assert report.failure == "it is not installed"
+
+
+@pytest.mark.parametrize("source", ["folder", "gguf"])
+def test_a_peer_loads_the_model_as_it_reads_it(tmp_path: Path, source: str) -> None:
+    home = fake_home(tmp_path, convert=(), source=source)
+    engine = replace(fake_engine("fake"), home=home)
+    told: list[str] = []
+    with closing(Contender(engine, 30.0)) as contender:
+        request = replace(LOAD, model=str(tmp_path))
+        contender.start(request, lambda text, *_: told.append(text))
+        report = contender.report()
+    assert report.format == "int3"
+    assert ("holds 0" in (report.failure or "")) == (source == "gguf")
 
 
 def test_an_engine_that_was_not_started_says_so() -> None:

@@ -31,7 +31,7 @@ def test_kvloom_and_transformers_generate_the_same_tokens_in_one_run(tmp_path: P
     for engine in report["engines"]:
         assert engine["failure"] is None
         assert engine["peak_rss_bytes"] > engine["ready_rss_bytes"] > 2**26
-    assert len(report["figures"]) == 10
+    assert len(report["figures"]) == 12
     for row in report["figures"]:
         assert row["failure"] is None
         assert row["summary"]["median"] > 0

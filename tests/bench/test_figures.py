@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from kvloom.bench.figures import (
     Summary,
-    equal_start,
     find_warnings,
     make_rows,
+    make_standings,
     summarize,
     times_as_fast,
     warm_shares,
@@ -65,13 +65,6 @@ def test_ratios_say_how_many_times_as_fast_for_rates_and_times(ours: float, peer
         assert (there > 1) == ((ours > peer) if task is RATE else (ours < peer)) or there == 1
 
 
-@given(left=st.lists(st.integers(0, 1)), right=st.lists(st.integers(0, 1)))
-def test_equal_start_ends_at_the_first_difference(left: list[int], right: list[int]) -> None:
-    count = equal_start(left, right)
-    assert left[:count] == right[:count]
-    assert left[: count + 1] != right[: count + 1] or count == len(left) == len(right)
-
-
 def test_rows_compare_every_peer_with_kvloom_and_keep_failures() -> None:
     found = report(
         result("prefill-64", kvloom=[sample(0.5)], fast=[sample(0.25)], broken="out of memory"),
@@ -85,6 +78,61 @@ def test_rows_compare_every_peer_with_kvloom_and_keep_failures() -> None:
     ]
     assert rows[2].summary is None
     assert rows[2].failure == "out of memory"
+
+
+def test_the_best_peer_is_the_fastest_for_rates_and_times() -> None:
+    engines = {"kvloom": [sample(0.5)], "slow": [sample(1.0)], "fast": [sample(0.25)]}
+    found = report(
+        result("prefill-64", **engines, broken="x"), result("shared-cold", **engines, broken="x")
+    )
+    assert [row.engine for row in make_rows(found) if row.best_peer] == ["fast", "fast"]
+    for standing in make_standings(found):
+        assert (standing.peer, standing.place, standing.engines) == ("fast", 2, 3)
+        assert standing.times_as_fast == pytest.approx(0.5)
+    rate, time = make_standings(found)
+    assert (rate.ours, rate.theirs, rate.unit) == (200.0, 400.0, "tok/s")
+    assert (time.ours, time.theirs, time.unit) == (500.0, 250.0, "ms")
+
+
+@given(seconds=st.lists(SECONDS, min_size=2, max_size=6))
+def test_no_peer_is_faster_than_the_best_and_the_place_counts_those_ahead(
+    seconds: list[float],
+) -> None:
+    engines = {f"engine{number}": [sample(time, 2e3)] for number, time in enumerate(seconds)}
+    for name in ("prefill-64", "shared-cold"):
+        (standing,) = make_standings(report(result(name, **engines)))
+        assert seconds[int(standing.peer.removeprefix("engine"))] == min(seconds[1:])
+        assert standing.place is not None
+        assert 1 <= standing.place <= len(seconds) == standing.engines
+        assert (standing.place == 1) == (standing.times_as_fast >= 1)
+
+
+def test_without_a_peer_or_kvloom_there_is_no_standing() -> None:
+    alone = report(result("prefill-64", kvloom=[sample()], broken="x"))
+    assert make_standings(alone) == []
+    assert not any(row.best_peer for row in make_rows(alone))
+    (failed,) = make_standings(report(result("prefill-64", kvloom="no room", peer=[sample()])))
+    assert failed.ours is failed.times_as_fast is failed.place is None
+    assert (failed.peer, failed.engines) == ("peer", 1)
+
+
+def test_a_format_of_its_own_is_no_difference_in_dtype() -> None:
+    engines = (
+        EngineReport(name="kvloom", dtype="float32", threads=2),
+        EngineReport(name="peer", dtype="int8_float32", format="int8", threads=2),
+    )
+    assert find_warnings(report(result("prefill-64", kvloom=[sample()]), engines=engines)) == []
+
+
+def test_whatever_is_reused_of_an_edited_text_is_right() -> None:
+    for cached_tokens in (0, 30, 100):
+        edited = [sample(cached_tokens=cached_tokens)]
+        assert find_warnings(report(result("edit-72", kvloom=edited))) == []
+
+
+def test_an_interrupted_run_is_marked() -> None:
+    found = report(result("prefill-64", kvloom=[sample()]), interrupted=True)
+    assert find_warnings(found) == ["The run was interrupted: rounds, tasks or both are missing."]
 
 
 def test_a_peer_is_shown_though_kvloom_failed() -> None:

@@ -24,20 +24,41 @@ def test_prompts_are_pieces_of_the_text_that_occur_once(
     assert set(table) == set(itertools.product([t.name for t in tasks], range(rounds + 1)))
     seen: set[int] = set()
     for task in tasks:
-        shared = table[task.name, 0].shared
-        assert len(shared) == task.shared_tokens
+        remembered = table[task.name, 0].remembered
+        assert len(remembered) == (task.shared_tokens or bool(task.edited_tokens) * 72)
         for number in range(rounds + 1):
             cut = table[task.name, number]
-            assert cut.shared == shared
+            assert cut.remembered == remembered
             assert tuple(map(len, cut.prompts)) == task.prompt_tokens
             for prompt in cut.prompts:
                 assert prompt[: len(leading)] == leading
-                assert prompt[: len(shared)] == shared
-                own = prompt[max(len(shared), len(leading)) :]
-                assert own == tuple(range(own[0], own[0] + len(own)))
+                own = set(prompt) - set(remembered) - {0}
                 assert seen.isdisjoint(own)
                 seen.update(own)
-        assert seen.isdisjoint(shared[len(leading) :])
+                if not task.edited_tokens:
+                    assert prompt[: len(remembered)] == remembered
+                    assert cut.shared_tokens == len(remembered)
+                    new = prompt[max(len(remembered), len(leading)) :]
+                    assert new == tuple(range(new[0], new[0] + len(new)))
+        assert seen.isdisjoint(remembered[len(leading) :])
+
+
+@given(rounds=st.integers(1, 4))
+def test_an_edit_replaces_a_line_at_another_place_each_round(rounds: int) -> None:
+    (task,) = (task for task in make_tasks(QUICK) if task.edited_tokens)
+    # Few different tokens, so that old and new lines are alike by chance.
+    tokens = [number % 3 for number in range(tokens_needed([task], rounds))]
+    table = cut_prompts([task], rounds, tokens)
+    places = []
+    for number in range(rounds + 1):
+        cut = table[task.name, number]
+        (prompt,) = cut.prompts
+        places.append(cut.shared_tokens)
+        assert 72 // 4 <= places[-1] <= 72 * 3 // 4
+        behind = places[-1] + task.edited_tokens
+        assert prompt[behind:] == cut.remembered[behind:]
+        assert prompt != cut.remembered
+    assert len(set(places)) == rounds + 1
 
 
 def test_too_short_a_text_is_an_error() -> None:

@@ -30,6 +30,6 @@ def test_a_value_out_of_range_is_refused_by_name(wrong: dict[str, Any]) -> None:
     assert caught.value.param == next(iter(wrong))
 
 
-def test_the_defaults_are_the_reference_format_beside_transformers() -> None:
+def test_the_defaults_are_kvlooms_own_format_beside_transformers() -> None:
     options = SpeedOptions()
-    assert (options.dtype, options.peers, options.rounds) == ("float32", ("transformers",), 3)
+    assert (options.dtype, options.peers, options.rounds) == ("auto", ("transformers",), 3)

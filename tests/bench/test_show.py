@@ -92,3 +92,27 @@ def test_json_is_versioned_and_holds_the_whole_report_and_its_figures() -> None:
     assert figures[0]["summary"] == {"median": 250.0, "low": 200.0, "high": 1000.0}
     assert figures[1]["failure"] == "[bold]x"
     assert content["results"][0]["task"]["name"] == TASKS["prefill-64"].name
+
+
+def test_the_best_peer_is_marked_and_kvloom_stands_beside_it() -> None:
+    found = some_report()
+    text = rendered(found)
+    assert lines_with(text, "other *", "400 tok/s")
+    assert lines_with(text, "prefill 64", "other", "250 tok/s", "400 tok/s", "0.62", "2 of 2")
+    (standing,) = json.loads(report_json(found))["standings"]
+    assert (standing["peer"], standing["place"]) == ("other", 2)
+    assert "kvloom against" not in rendered(report(result("prefill-64", kvloom=[sample()])))
+    failed = report(result("prefill-64", kvloom="no room", peer=[sample()]))
+    assert lines_with(rendered(failed), "prefill 64", "peer", "failed", "–")
+
+
+def test_a_format_of_its_own_is_shown_with_what_the_engine_says() -> None:
+    engines = (
+        EngineReport(name="kvloom", dtype="bfloat16"),
+        EngineReport(name="plain", dtype="int8", format="int8"),
+        EngineReport(name="wordy", dtype="int8_float32", format="int8"),
+    )
+    text = rendered(report(engines=engines))
+    assert lines_with(text, "kvloom", "bfloat16")
+    assert lines_with(text, "plain", " int8")
+    assert lines_with(text, "wordy", "int8 (int8_float32)")

@@ -18,7 +18,7 @@ from kvloom.bench.worker import WorkerError
 
 from .fakes import fake_engine
 
-QUICK_NAMES = ["prefill-64", "decode-48", "batch-4", "shared-cold", "shared-warm"]
+QUICK_NAMES = ["prefill-64", "decode-48", "batch-4", "shared-cold", "shared-warm", "edit-72"]
 
 
 @pytest.fixture(autouse=True)
@@ -130,9 +130,9 @@ def test_kvloom_that_cannot_load_ends_the_run_with_the_reason() -> None:
     ("options", "param"),
     [
         ({"tasks": ("nope",)}, "tasks"),
-        ({"peers": ("nope",)}, "peer"),
-        ({"peers": ("kvloom",)}, "peer"),
-        ({"peers": ("transformers", "transformers")}, "peer"),
+        ({"peers": ("nope",)}, "peers"),
+        ({"peers": ("kvloom",)}, "peers"),
+        ({"peers": ("transformers", "transformers")}, "peers"),
     ],
     ids=str,
 )
@@ -179,3 +179,37 @@ def test_the_dtype_and_threads_that_kvloom_chose_hold_for_all(tmp_path: Path) ->
     load = json.loads(log.read_text().splitlines()[0])
     assert (load["dtype"], load["threads"]) == ("bfloat16", 2)
     assert [engine.dtype for engine in found.engines] == ["bfloat16", "bfloat16"]
+
+
+def test_further_settings_reach_kvloom(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    run(ours={"log": str(log)}, rounds=1, tasks=("prefill",), settings={"quantization": "int8"})
+    loads = [json.loads(line) for line in log.read_text().splitlines() if '"load"' in line]
+    assert [load["settings"] for load in loads] == [{"quantization": "int8"}] * 2
+
+
+@pytest.mark.parametrize("stop_at", ["warming up", "round 1", "round 2"])
+def test_an_interrupt_keeps_what_was_measured(stop_at: str) -> None:
+    def progress(description: str, done: int, total: int) -> None:
+        if description.startswith(f"decode at 48 · peer · {stop_at}"):
+            raise KeyboardInterrupt
+
+    found = run(fake_engine("peer"), rounds=2, progress=progress)
+    assert found.interrupted
+    rounds = [[len(m.samples) for m in result.measurements] for result in found.results]
+    expected = {"warming up": [], "round 1": [[1, 0]], "round 2": [[2, 1]]}[stop_at]
+    assert rounds == [[2, 2], *expected]
+    for result in found.results:
+        for measurement in result.measurements:
+            assert bool(measurement.samples) == (measurement.failure is None)
+    assert [engine.failure for engine in found.engines] == [None, None]
+
+
+def test_an_interrupt_before_anything_is_measured_ends_the_run() -> None:
+    def progress(description: str, done: int, total: int) -> None:
+        if description == "Starting peer":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(fake_engine("peer"), progress=progress)

@@ -29,6 +29,12 @@ def test_the_warm_task_differs_from_the_cold_one_in_what_is_shared_only() -> Non
     assert warm.prompt_tokens[0] > warm.shared_tokens
 
 
+def test_the_edit_changes_one_line_of_a_long_text() -> None:
+    (edit,) = (task for task in FULL_TASKS if task.family == "edit")
+    assert (edit.name, edit.prompt_tokens, edit.new_tokens) == ("edit-4000", (4000,), 1)
+    assert 0 < edit.edited_tokens < 20
+
+
 @pytest.mark.parametrize("sizes", [FULL, QUICK], ids=["full", "quick"])
 def test_names_and_titles_are_unique_and_work_is_positive(sizes: object) -> None:
     tasks = make_tasks(sizes)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -137,6 +138,25 @@ def test_a_worker_ends_when_the_bench_is_killed() -> None:
     while _runs(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _runs(pid)
+
+
+def test_an_interrupt_ends_a_worker_that_computes(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = start(fault="hang")
+
+    def interrupt(timeout: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(process, "_lines", SimpleNamespace(get=interrupt, put=lambda line: None))
+    with pytest.raises(KeyboardInterrupt):
+        process.complete(COMPLETE)
+    process.close()
+    assert not process.alive
+
+
+def test_an_interrupt_from_the_keyboard_does_not_reach_a_worker(start: Start) -> None:
+    assert os.getsid(start().pid) != os.getsid(0)
 
 
 def test_a_large_request_and_much_noise_on_standard_error_do_not_block(start: Start) -> None:

@@ -68,14 +68,23 @@ def test_without_options_it_measures_the_default_beside_transformers(
 
 def test_every_option_reaches_the_run(fake: FakeRun, bench: Invoke) -> None:
     done = bench(
-        *("--peer", "transformers", "--model", "folder", "--dtype", "bfloat16", "--rounds", "5"),
+        *(
+            "--peers",
+            "transformers, vllm,",
+            "--model",
+            "folder",
+            "--dtype",
+            "bfloat16",
+            "--rounds",
+            "5",
+        ),
         *("--tasks", "prefill, shared-warm,", "--quick", "--threads", "2"),
         *("--kv-memory", "1GiB", "--timeout", "60"),
     )
     assert done.exit_code == 0, done.output
     assert fake.asked == SpeedOptions(
         model="folder",
-        peers=("transformers",),
+        peers=("transformers", "vllm"),
         dtype="bfloat16",
         rounds=5,
         tasks=("prefill", "shared-warm"),
@@ -103,7 +112,9 @@ def test_the_report_is_written_as_json(fake: FakeRun, bench: Invoke, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--alone", "--peer", "transformers"), "contradict"),
+        (("--alone", "--peers", "transformers"), "contradict"),
+        (("--picture", "no-such-folder/speed.svg"), "does not exist"),
+        (("--picture", "speed.jpeg"), "must end in .svg or .png"),
         (("--kv-memory", "much"), "write bytes or a size"),
         (("--json", "no-such-folder/report.json"), "does not exist"),
         (("--rounds", "0"), "at least 1"),
@@ -136,3 +147,29 @@ def test_a_failed_peer_is_no_failure_but_a_failed_kvloom_is(fake: FakeRun, bench
     done = bench()
     assert done.exit_code == 1
     assert "no room" in done.output
+
+
+def test_the_earlier_spelling_of_peers_still_works(fake: FakeRun, bench: Invoke) -> None:
+    assert bench("--peer", "vllm").exit_code == 0
+    assert fake.asked is not None
+    assert fake.asked.peers == ("vllm",)
+
+
+def test_a_picture_is_drawn(fake: FakeRun, bench: Invoke, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "speed.svg"
+    assert bench("--picture", str(picture)).exit_code == 0
+    assert "<svg" in picture.read_text()
+
+
+def test_an_interrupted_run_is_written_and_marked(
+    fake: FakeRun, bench: Invoke, tmp_path: Path
+) -> None:
+    assert isinstance(fake.answer, SpeedReport)
+    fake.answer = replace(fake.answer, interrupted=True)
+    output = tmp_path / "report.json"
+    done = bench("--json", str(output))
+    assert done.exit_code == 130
+    assert "was interrupted" in done.output
+    assert "prefill 64" in done.output
+    assert json.loads(output.read_text())["interrupted"] is True

@@ -7,10 +7,20 @@ Does not know: the other contenders.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from pathlib import Path
 
+from kvloom import KvloomError
 from kvloom.bench.machine import other_cores, read_cpu, resident_bytes
+from kvloom.bench.peers.conversion import prepare_model
 from kvloom.bench.peers.registry import Engine
-from kvloom.bench.peers.wire import CompleteRequest, Loaded, LoadRequest, RememberRequest
+from kvloom.bench.peers.wire import (
+    CompleteRequest,
+    Loaded,
+    LoadRequest,
+    Progress,
+    RememberRequest,
+)
 from kvloom.bench.prompts import RoundPrompts
 from kvloom.bench.results import EngineReport, Sample
 from kvloom.bench.tasks import Task
@@ -34,12 +44,16 @@ class Contender:
         self._ready_rss_bytes: int | None = None
         self._failure: str | None = None
 
-    def start(self, request: LoadRequest) -> None:
-        """Start the process and wait until it is ready; a failure is kept for the report."""
+    def start(self, request: LoadRequest, progress: Progress | None = None) -> None:
+        """Start the process and wait until it is ready; a failure is kept for the report.
+
+        Before that the model is converted, if the engine needs that; this is not timed.
+        """
         try:
+            request = self._prepared(request, _silent if progress is None else progress)
             self._worker = WorkerProcess(self.name, self._engine.command, self._timeout_s)
             self._loaded = self._worker.load(request)
-        except WorkerError as error:
+        except KvloomError as error:
             self._failure = str(error)
             return
         self._ready_s = time.perf_counter() - self._worker.started_at
@@ -59,11 +73,12 @@ class Contender:
         request = CompleteRequest(
             prompts=[list(prompt) for prompt in prompts.prompts],
             new_tokens=task.new_tokens,
-            shared_tokens=len(prompts.shared),
+            shared_tokens=prompts.shared_tokens,
         )
         try:
-            if warm_up and prompts.shared:
-                worker.remember(RememberRequest(tokens=list(prompts.shared)))
+            # A text that is edited is remembered as it was before each edit.
+            if prompts.remembered and (warm_up or task.edited_tokens):
+                worker.remember(RememberRequest(tokens=list(prompts.remembered)))
             before = read_cpu(worker.pid)
             done = worker.complete(request)
             after = read_cpu(worker.pid)
@@ -88,6 +103,7 @@ class Contender:
             name=self.name,
             versions={} if loaded is None else loaded.versions,
             dtype=None if loaded is None else loaded.dtype,
+            format=self._engine.format,
             threads=None if loaded is None else loaded.threads,
             ready_s=self._ready_s,
             ready_rss_bytes=self._ready_rss_bytes,
@@ -99,3 +115,16 @@ class Contender:
         """End the process."""
         if self._worker is not None:
             self._worker.close()
+
+    def _prepared(self, request: LoadRequest, progress: Progress) -> LoadRequest:
+        """Return the request with the model as this engine reads it."""
+        if self._engine.missing is not None:
+            raise WorkerError(self._engine.missing)
+        if self._engine.home is None:
+            return request
+        model = prepare_model(self._engine.home, Path(request.model), progress)
+        return replace(request, model=str(model))
+
+
+def _silent(description: str, done: int, total: int) -> None:
+    return None

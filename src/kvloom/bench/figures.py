@@ -65,6 +65,7 @@ class Row:
         unit: of the summary.
         summary: None if the engine failed.
         times_as_fast: how many times as fast as this engine kvloom is; None on kvloom's own line.
+        best_peer: whether it is the fastest of the peers.
         equal_tokens: generated tokens that equal kvloom's up to the first difference.
         compared_tokens: generated tokens that were compared.
         failure: why there is no summary.
@@ -76,9 +77,37 @@ class Row:
     unit: str
     summary: Summary | None
     times_as_fast: float | None
+    best_peer: bool
     equal_tokens: int
     compared_tokens: int
     failure: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """kvloom against the best peer of one task.
+
+    Attributes:
+        task: title of the task.
+        name: name of the task.
+        unit: of the medians.
+        ours: kvloom's median; None if it failed.
+        peer: the fastest peer.
+        theirs: its median.
+        times_as_fast: how many times as fast as this peer kvloom is; None if kvloom failed.
+        place: kvloom's among all engines that were measured, 1 being the fastest; None as above.
+        engines: how many were measured.
+    """
+
+    task: str
+    name: str
+    unit: str
+    ours: float | None
+    peer: str
+    theirs: float
+    times_as_fast: float | None
+    place: int | None
+    engines: int
 
 
 def summarize(task: Task, samples: Sequence[Sample]) -> Summary | None:
@@ -96,12 +125,6 @@ def times_as_fast(task: Task, ours: Summary | None, peer: Summary | None) -> flo
     return peer.median / ours.median
 
 
-def equal_start(left: Sequence[int], right: Sequence[int]) -> int:
-    """Return how many tokens are equal before the first that differs."""
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(left), len(right)))
-
-
 def make_rows(report: SpeedReport) -> list[Row]:
     """Return one row per task and engine."""
     return [row for result in report.results for row in _task_rows(result)]
@@ -109,20 +132,64 @@ def make_rows(report: SpeedReport) -> list[Row]:
 
 def _task_rows(result: TaskResult) -> Iterator[Row]:
     task = result.task
-    ours = summarize(task, result.measurements[0].samples)
-    for number, measurement in enumerate(result.measurements):
-        summary = summarize(task, measurement.samples)
+    summaries = [summarize(task, measurement.samples) for measurement in result.measurements]
+    best = _best_peer(task, summaries)
+    for number, (measurement, summary) in enumerate(
+        zip(result.measurements, summaries, strict=True)
+    ):
         yield Row(
             task=task.title,
             name=task.name,
             engine=measurement.engine,
             unit=FIGURES[task.figure].unit,
             summary=summary,
-            times_as_fast=times_as_fast(task, ours, summary) if number else None,
+            times_as_fast=times_as_fast(task, summaries[0], summary) if number else None,
+            best_peer=number == best,
             equal_tokens=measurement.equal_tokens,
             compared_tokens=measurement.compared_tokens,
             failure=measurement.failure,
         )
+
+
+def make_standings(report: SpeedReport) -> list[Standing]:
+    """Return how kvloom stands against the best peer, for each task that a peer completed."""
+    standings = []
+    for result in report.results:
+        task = result.task
+        summaries = [summarize(task, measurement.samples) for measurement in result.measurements]
+        best = _best_peer(task, summaries)
+        if best is None:
+            continue
+        ours, theirs = summaries[0], summaries[best]
+        assert theirs is not None
+        ratios = [times_as_fast(task, ours, peer) for peer in summaries[1:] if peer is not None]
+        standings.append(
+            Standing(
+                task=task.title,
+                name=task.name,
+                unit=FIGURES[task.figure].unit,
+                ours=None if ours is None else ours.median,
+                peer=result.measurements[best].engine,
+                theirs=theirs.median,
+                times_as_fast=times_as_fast(task, ours, theirs),
+                place=None if ours is None else 1 + sum(r is not None and r < 1 for r in ratios),
+                engines=sum(summary is not None for summary in summaries),
+            )
+        )
+    return standings
+
+
+def _best_peer(task: Task, summaries: Sequence[Summary | None]) -> int | None:
+    """Return the place of the fastest engine behind the first."""
+    medians = [
+        (summary.median, number)
+        for number, summary in enumerate(summaries)
+        if number and summary is not None
+    ]
+    if not medians:
+        return None
+    larger = FIGURES[task.figure].larger_is_better
+    return (max if larger else min)(medians, key=lambda pair: pair[0])[1]
 
 
 def warm_shares(report: SpeedReport) -> dict[str, float]:
@@ -150,8 +217,15 @@ def find_warnings(report: SpeedReport) -> list[str]:
             f"Before the start other processes kept {report.other_cores:.1f} cores busy; "
             "stop them and run again."
         )
+    if report.interrupted:
+        found.append("The run was interrupted: rounds, tasks or both are missing.")
     for what in ("dtype", "threads"):
-        values = {engine.name: getattr(engine, what) for engine in report.engines}
+        # An engine that computes in a format of its own says so in the table of engines.
+        values = {
+            engine.name: getattr(engine, what)
+            for engine in report.engines
+            if what != "dtype" or engine.format is None
+        }
         if len({value for value in values.values() if value is not None}) > 1:
             shown = ", ".join(f"{name} {value}" for name, value in values.items())
             found.append(f"The engines differ in {what}: {shown}.")
@@ -179,6 +253,8 @@ def _busy_warnings(report: SpeedReport) -> Iterator[str]:
 
 def _cache_warnings(task: Task, measurement: Measurement) -> Iterator[str]:
     """Say where KV was reused that should have been computed, or the other way round."""
+    if task.edited_tokens:
+        return  # how much of an edited text is reused is what the task is about
     where = f"{task.title} on {measurement.engine}"
     for sample in measurement.samples:
         if sample.cached_tokens is None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.abc import InspectLoader
 
 from kvloom import RequestError
+from kvloom.bench.peers.wire import equal_start
 from kvloom.bench.tasks import Task
 
 # Modules that every Python has, large ones first; the others follow by name.
@@ -26,12 +27,17 @@ class RoundPrompts:
     """The prompts of one task in one round.
 
     Attributes:
-        shared: what an earlier request has computed; empty for a cold task.
+        remembered: what an earlier request has computed; empty for a cold task.
         prompts: token ids.
     """
 
-    shared: tuple[int, ...]
+    remembered: tuple[int, ...]
     prompts: tuple[tuple[int, ...], ...]
+
+    @property
+    def shared_tokens(self) -> int:
+        """How many tokens at the start of every prompt are those that were remembered."""
+        return min(equal_start(self.remembered, prompt) for prompt in self.prompts)
 
 
 PromptTable = Mapping[tuple[str, int], RoundPrompts]
@@ -61,7 +67,7 @@ def cut_prompts(
     """Return the prompts by task name and round; round 0 warms up.
 
     Every prompt is a piece of the text of its own, so that no engine finds it in a cache, except
-    for the prefix of a shared task, which is the same in all rounds.
+    for the prefix of a shared task and the text of an edited one, which are the same in all rounds.
 
     Args:
         tasks: what is measured.
@@ -87,14 +93,38 @@ def cut_prompts(
 
     table = {}
     for task in tasks:
-        start = tuple(leading)
-        if task.shared_tokens:
-            start += take(task.shared_tokens - len(start))
-        shared = start if task.shared_tokens else ()
+        remembered = tuple(leading) if task.shared_tokens or task.edited_tokens else ()
+        if task.shared_tokens or task.edited_tokens:
+            length = task.shared_tokens or task.prompt_tokens[0]
+            remembered += take(length - len(remembered))
         for number in range(rounds + 1):
-            prompts = tuple(start + take(size - len(start)) for size in task.prompt_tokens)
-            table[task.name, number] = RoundPrompts(shared, prompts)
+            if task.edited_tokens:
+                line = take(task.edited_tokens)
+                texts = [_edit(remembered, line, edit_place(task, rounds, number))]
+            else:
+                start = remembered or tuple(leading)
+                texts = [start + take(size - len(start)) for size in task.prompt_tokens]
+            table[task.name, number] = RoundPrompts(remembered, tuple(texts))
     return table
+
+
+def edit_place(task: Task, rounds: int, number: int) -> int:
+    """Return where an edited task changes its text: another place each round, around the middle."""
+    length = task.prompt_tokens[0]
+    step = max(1, length // (4 * (rounds + 1)))
+    away = (number + 1) // 2 * step % (length // 4)
+    return length // 2 + (away if number % 2 else -away)
+
+
+def _edit(text: tuple[int, ...], line: tuple[int, ...], place: int) -> tuple[int, ...]:
+    """Return the text with a line written over it; its first token differs from the old one."""
+    old = text[place]
+    if line[0] == old:
+        line = (
+            *(token for token in line if token != old),
+            *(token for token in line if token == old),
+        )
+    return (*text[:place], *line, *text[place + len(line) :])
 
 
 def _sources() -> Iterator[str]:

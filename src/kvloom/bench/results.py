@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from kvloom import RequestError
 from kvloom.bench.tasks import Task
@@ -22,14 +23,15 @@ class SpeedOptions:
     Attributes:
         model: a folder, hub id, GGUF file or "default".
         peers: engines beside kvloom.
-        dtype: of weights, activations and KV, the same for all engines; "auto" is the one kvloom
-            chooses for the model.
+        dtype: of weights, activations and KV in kvloom and the peers that have no format of their
+            own; "auto" is the one kvloom chooses for the model.
         rounds: how often each task is measured; one more round warms up.
         tasks: names or families of tasks; none measures all.
         quick: sizes that run in seconds and say nothing about speed.
         threads: CPU threads, the same for all engines; None is what kvloom chooses.
         kv_memory: for engines that reserve KV memory.
         timeout_s: seconds after which a worker that does not answer is given up.
+        settings: further keyword arguments of kvloom's `LLM`.
 
     Raises:
         RequestError: a value is out of range.
@@ -37,13 +39,14 @@ class SpeedOptions:
 
     model: str = "default"
     peers: tuple[str, ...] = ("transformers",)
-    dtype: str = "float32"
+    dtype: str = "auto"
     rounds: int = 3
     tasks: tuple[str, ...] = ()
     quick: bool = False
     threads: int | None = None
     kv_memory: str = "512MiB"
     timeout_s: float = 1800.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -138,7 +141,8 @@ class EngineReport:
     Attributes:
         name: of the engine.
         versions: of the engine and of what decides its speed.
-        dtype: what it computed with.
+        dtype: what it computed with, in its own words.
+        format: the format that is its own, whatever the others compute in; None if it has none.
         threads: CPU threads it used.
         ready_s: seconds from the start of its process until it was ready.
         ready_rss_bytes: memory when it was ready.
@@ -149,6 +153,7 @@ class EngineReport:
     name: str
     versions: Mapping[str, str] = field(default_factory=dict)
     dtype: str | None = None
+    format: str | None = None
     threads: int | None = None
     ready_s: float | None = None
     ready_rss_bytes: int | None = None
@@ -169,6 +174,7 @@ class SpeedReport:
         other_cores: cores that other processes kept busy before the start.
         engines: kvloom first.
         results: one per task.
+        interrupted: whether the user ended the run early; rounds and tasks are then missing.
     """
 
     started_at: str
@@ -179,3 +185,4 @@ class SpeedReport:
     other_cores: float
     engines: tuple[EngineReport, ...]
     results: tuple[TaskResult, ...]
+    interrupted: bool = False

@@ -17,9 +17,11 @@ from rich.text import Text
 
 from kvloom.bench.figures import (
     Row,
+    Standing,
     Summary,
     find_warnings,
     make_rows,
+    make_standings,
     warm_shares,
 )
 from kvloom.bench.results import EngineReport, SpeedReport
@@ -28,8 +30,8 @@ SCHEMA = "kvloom.bench.speed"
 SCHEMA_VERSION = 1
 _NONE = "–"
 _LEGEND = (
-    "median and range over the rounds · x as fast: how many times as fast as this engine kvloom is "
-    "· same: generated tokens that equal kvloom's, up to the first that differs"
+    "median and range over the rounds · *: the fastest peer · x as fast: how many times as fast as "
+    "this engine kvloom is · same: generated tokens that equal kvloom's, up to the first other one"
 )
 
 
@@ -38,6 +40,7 @@ def report_json(report: SpeedReport) -> str:
     content: dict[str, Any] = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION}
     content |= TypeAdapter(SpeedReport).dump_python(report, mode="json")
     content["figures"] = [asdict(row) for row in make_rows(report)]
+    content["standings"] = [asdict(standing) for standing in make_standings(report)]
     content["warm_shares"] = warm_shares(report)
     content["warnings"] = find_warnings(report)
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -54,6 +57,7 @@ def render(report: SpeedReport) -> RenderableType:
         _figures_table(make_rows(report)),
         Text(_LEGEND, style="dim"),
         "",
+        *_standings_part(make_standings(report)),
         _engines_table(report.engines),
         "",
         Text(_describe(report), style="dim"),
@@ -71,7 +75,7 @@ def _figures_table(rows: list[Row]) -> Table:
         first = place == 0 or rows[place - 1].name != row.name
         table.add_row(
             row.task if first else "",
-            row.engine,
+            f"{row.engine} *" if row.best_peer else row.engine,
             _NONE if row.summary is None else f"{_number(row.summary.median)} {row.unit}",
             "failed" if row.summary is None else _range(row.summary),
             "" if row.times_as_fast is None else f"{row.times_as_fast:.2f}",
@@ -80,9 +84,29 @@ def _figures_table(rows: list[Row]) -> Table:
     return table
 
 
+def _standings_part(standings: list[Standing]) -> list[RenderableType]:
+    """Return a table of kvloom against the best peer of each task; nothing without peers."""
+    if not standings:
+        return []
+    table = _table("kvloom against the best peer", "best peer")
+    for heading in ("kvloom", "best peer's", "x as fast", "place"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for standing in standings:
+        ratio, ours = standing.times_as_fast, standing.ours
+        table.add_row(
+            standing.task,
+            standing.peer,
+            "failed" if ours is None else f"{_number(ours)} {standing.unit}",
+            f"{_number(standing.theirs)} {standing.unit}",
+            _NONE if ratio is None else f"{ratio:.2f}",
+            _NONE if standing.place is None else f"{standing.place} of {standing.engines}",
+        )
+    return [table, ""]
+
+
 def _engines_table(engines: tuple[EngineReport, ...]) -> Table:
     table = _table("engine")
-    for heading in ("ready in", "ready MiB", "peak MiB", "peak – ready", "threads", "dtype"):
+    for heading in ("ready in", "ready MiB", "peak MiB", "peak – ready", "threads", "format"):
         table.add_column(heading, justify="right")
     for engine in engines:
         grown = None
@@ -95,9 +119,17 @@ def _engines_table(engines: tuple[EngineReport, ...]) -> Table:
             _mebibytes(engine.peak_rss_bytes),
             _mebibytes(grown),
             _NONE if engine.threads is None else str(engine.threads),
-            engine.dtype or _NONE,
+            _format(engine),
         )
     return table
+
+
+def _format(engine: EngineReport) -> str:
+    """Return the engine's own format, or what it was told to compute in."""
+    if engine.format is None:
+        return engine.dtype or _NONE
+    same = engine.dtype in (None, engine.format)
+    return engine.format if same else f"{engine.format} ({engine.dtype})"
 
 
 def _table(*headings: str) -> Table:

@@ -14,11 +14,23 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from kvloom.bench.contender import Contender
-from kvloom.bench.figures import BUSY_CORES, equal_start
+from kvloom.bench.figures import BUSY_CORES
 from kvloom.bench.machine import describe_machine, watch_idle
 from kvloom.bench.peers.registry import OURS, Engine, choose_engines, known_engines
-from kvloom.bench.peers.wire import Loaded, LoadRequest, Progress, Tokenized, TokenizeRequest
-from kvloom.bench.prompts import PromptTable, cut_prompts, source_text, tokens_needed
+from kvloom.bench.peers.wire import (
+    Loaded,
+    LoadRequest,
+    Progress,
+    Tokenized,
+    TokenizeRequest,
+    equal_start,
+)
+from kvloom.bench.prompts import (
+    PromptTable,
+    cut_prompts,
+    source_text,
+    tokens_needed,
+)
 from kvloom.bench.results import Measurement, Sample, SpeedOptions, SpeedReport, TaskResult
 from kvloom.bench.tasks import FULL, QUICK, Task, choose_tasks, make_tasks, work_units
 from kvloom.bench.worker import WorkerError, WorkerProcess
@@ -34,7 +46,8 @@ def run_speed(
 ) -> SpeedReport:
     """Measure kvloom and its peers.
 
-    A peer that fails is an empty row with the reason.
+    A peer that fails is an empty row with the reason. An interrupt from the keyboard while tasks
+    are measured ends the run, and what was measured until then is reported.
 
     Args:
         options: what is measured.
@@ -61,10 +74,10 @@ def run_speed(
         for engine in chosen:
             tell(f"Starting {engine.name}", 0, 0)
             contender = stack.enter_context(closing(Contender(engine, options.timeout_s)))
-            contender.start(_load_request(options, loaded, engine.name))
+            contender.start(_load_request(options, loaded, engine.name), tell)
             contenders.append(contender)
         meter = _Meter(tell, sum(map(work_units, tasks)) * (options.rounds + 1) * len(contenders))
-        results = [_measure(task, prompts, contenders, options.rounds, meter) for task in tasks]
+        results, interrupted = _measure_all(tasks, prompts, contenders, options.rounds, meter)
         reports = tuple(contender.report() for contender in contenders)
     return SpeedReport(
         started_at=started_at.isoformat(timespec="seconds"),
@@ -75,6 +88,7 @@ def run_speed(
         other_cores=busy,
         engines=reports,
         results=tuple(results),
+        interrupted=interrupted,
     )
 
 
@@ -93,6 +107,7 @@ def _prepare(
             dtype=options.dtype,
             threads=options.threads,
             kv_memory=options.kv_memory,
+            settings=dict(options.settings),
         )
         loaded = worker.load(request, tell)
         tell("Tokenizing the prompts", 0, 0)
@@ -105,6 +120,7 @@ def _load_request(options: SpeedOptions, loaded: Loaded, name: str) -> LoadReque
         dtype=loaded.dtype,
         threads=loaded.threads,
         kv_memory=options.kv_memory,
+        settings=dict(options.settings),
     )
 
 
@@ -117,15 +133,39 @@ class _Run:
     failure: str | None = None
 
 
-def _measure(
-    task: Task,
+def _measure_all(
+    tasks: Sequence[Task],
     prompts: PromptTable,
     contenders: Sequence[Contender],
     rounds: int,
     meter: _Meter,
-) -> TaskResult:
+) -> tuple[list[TaskResult], bool]:
+    """Return the results of all tasks or those before an interrupt, and whether there was one."""
+    results = []
+    for task in tasks:
+        runs = [_Run() for _ in contenders]
+        interrupted = False
+        try:
+            _measure(task, prompts, contenders, runs, rounds, meter)
+        except KeyboardInterrupt:
+            interrupted = True
+        # A task that an interrupt met before any round says nothing.
+        if not interrupted or any(run.samples for run in runs):
+            results.append(_finish(task, contenders, runs))
+        if interrupted:
+            return results, True
+    return results, False
+
+
+def _measure(
+    task: Task,
+    prompts: PromptTable,
+    contenders: Sequence[Contender],
+    runs: Sequence[_Run],
+    rounds: int,
+    meter: _Meter,
+) -> None:
     """Run a task on one engine after the other, round by round, the first round unmeasured."""
-    runs = [_Run() for _ in contenders]
     for number in range(rounds + 1):
         phase = f"round {number} of {rounds}" if number else "warming up"
         for contender, run in zip(contenders, runs, strict=True):
@@ -133,13 +173,6 @@ def _measure(
             if run.failure is None:
                 _run_round(task, prompts, contender, run, number)
             meter.advance(work_units(task))
-    return TaskResult(
-        task,
-        tuple(
-            _finish(contender.name, run, runs[0])
-            for contender, run in zip(contenders, runs, strict=True)
-        ),
-    )
 
 
 def _run_round(
@@ -156,13 +189,24 @@ def _run_round(
         run.outputs += outputs
 
 
-def _finish(name: str, run: _Run, ours: _Run) -> Measurement:
+def _finish(task: Task, contenders: Sequence[Contender], runs: Sequence[_Run]) -> TaskResult:
+    pairs = zip(contenders, runs, strict=True)
+    return TaskResult(
+        task, tuple(_compare(contender.name, run, runs[0]) for contender, run in pairs)
+    )
+
+
+def _compare(name: str, run: _Run, ours: _Run) -> Measurement:
     """Return the measurement of a run, compared with kvloom's output."""
-    if run.failure is not None:
-        return Measurement(engine=name, failure=run.failure)
+    failure = run.failure
+    if failure is None and not run.samples:
+        failure = "interrupted before a round was measured"
+    if failure is not None:
+        return Measurement(engine=name, failure=failure)
     pairs: list[tuple[list[int], list[int]]] = []
     if run is not ours and ours.failure is None:
-        pairs = list(zip(run.outputs, ours.outputs, strict=True))
+        # An interrupt leaves the later engines one round behind.
+        pairs = list(zip(run.outputs, ours.outputs, strict=False))
     return Measurement(
         engine=name,
         samples=tuple(run.samples),

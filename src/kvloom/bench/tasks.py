@@ -29,6 +29,8 @@ class Task:
         prompt_tokens: length of each prompt; all are sent at once.
         new_tokens: tokens generated for each prompt.
         shared_tokens: tokens at the start of the prompt that were computed by an earlier request.
+        edited_tokens: tokens in the middle that were replaced since an earlier request computed the
+            whole text; 0 if it is no edit. Another place is edited in each round.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Task:
     prompt_tokens: tuple[int, ...]
     new_tokens: int
     shared_tokens: int = 0
+    edited_tokens: int = 0
 
     @property
     def family(self) -> str:
@@ -56,6 +59,8 @@ class Sizes:
         batch_tokens: tokens generated for each of them.
         shared: length of the prefix that two requests share.
         question: tokens behind that prefix.
+        edited: length of a text in which a line is changed.
+        line: tokens of that line.
     """
 
     prefill: tuple[int, ...] = (512, 2048, 6000)
@@ -65,6 +70,8 @@ class Sizes:
     batch_tokens: int = 64
     shared: int = 3000
     question: int = 32
+    edited: int = 4000
+    line: int = 12
 
 
 FULL = Sizes()
@@ -76,6 +83,8 @@ QUICK = Sizes(
     batch_tokens=8,
     shared=64,
     question=8,
+    edited=72,
+    line=4,
 )
 
 
@@ -110,7 +119,7 @@ def make_tasks(sizes: Sizes) -> list[Task]:
             new_tokens=sizes.batch_tokens,
         )
     )
-    return tasks + _shared_prefix_tasks(sizes)
+    return [*tasks, *_shared_prefix_tasks(sizes), _edit_task(sizes)]
 
 
 def _shared_prefix_tasks(sizes: Sizes) -> list[Task]:
@@ -130,6 +139,17 @@ def _shared_prefix_tasks(sizes: Sizes) -> list[Task]:
         shared_tokens=sizes.shared,
     )
     return [cold, warm]
+
+
+def _edit_task(sizes: Sizes) -> Task:
+    return Task(
+        name=f"edit-{sizes.edited}",
+        title=f"first token, one line of {sizes.edited:,} changed",
+        figure="first_token",
+        prompt_tokens=(sizes.edited,),
+        new_tokens=1,
+        edited_tokens=sizes.line,
+    )
 
 
 def choose_tasks(tasks: Sequence[Task], names: Sequence[str]) -> list[Task]:

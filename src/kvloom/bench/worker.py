@@ -67,6 +67,8 @@ class WorkerProcess:
                 text=True,
                 encoding="utf-8",
                 errors="replace",
+                # An interrupt from the keyboard is for the bench, which then ends its workers.
+                start_new_session=True,
             )
         except OSError as error:
             self._errors.close()
@@ -180,6 +182,9 @@ class WorkerProcess:
     def _next_reply(self, name: str, deadline: float) -> dict[str, Any]:
         try:
             line = self._lines.get(timeout=max(0.0, deadline - time.perf_counter()))
+        except KeyboardInterrupt:
+            self._process.kill()  # it may compute for long before it listens again
+            raise
         except Empty:
             self._process.kill()
             raise WorkerError(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvloom.cli.flatten import flatten
+from kvloom.cli.peers import make_peers
 from kvloom.cli.progress import PlainLines
 from kvloom.cli.settings import ModelOption, size
 from kvloom.cli.terminal import Terminal
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
     from kvloom.bench.results import SpeedOptions
 
 
+_INTERRUPTED = 130  # what a shell says of a program that an interrupt ended
+
+
 def make_bench() -> typer.Typer:
     """Return the group of commands."""
     bench = typer.Typer(help="Measure kvloom beside other engines.", no_args_is_help=True)
-    # A callback keeps `speed` a command of its own while it is the only one.
-    bench.callback()(lambda: None)
     bench.command("speed")(flatten(speed))
+    bench.add_typer(make_peers(), name="peers")
     return bench
 
 
@@ -39,23 +42,31 @@ def make_bench() -> typer.Typer:
 class RunOptions:
     """What the bench runs, and beside what."""
 
-    peer: Annotated[
-        list[str] | None,
+    peers: Annotated[
+        str,
         typer.Option(
-            show_default="transformers", help="Engine beside kvloom; may be given several times."
+            "--peers",
+            "--peer",
+            metavar="NAMES",
+            show_default="transformers",
+            help="Engines beside kvloom, with commas; `kvloom bench peers list` names them.",
         ),
-    ] = None
+    ] = ""
     alone: Annotated[bool, typer.Option("--alone", help="Measure kvloom without peers.")] = False
     model: ModelOption = "default"
     dtype: Annotated[
-        str, typer.Option(help="Of weights, activations and KV: float32, bfloat16 or auto.")
-    ] = "float32"
+        str,
+        typer.Option(
+            help="Of engines without a format of their own: float32, bfloat16, or auto for "
+            "kvloom's choice."
+        ),
+    ] = "auto"
     rounds: Annotated[int, typer.Option(help="Measured rounds; one more warms up.")] = 3
     tasks: Annotated[
         str,
         typer.Option(
             show_default="all",
-            help="Tasks such as prefill-512 or families, with commas: prefill,decode,batch,shared.",
+            help="Tasks or families, with commas: prefill-512,decode,batch,shared,edit.",
         ),
     ] = ""
     quick: Annotated[
@@ -78,15 +89,15 @@ class RunOptions:
         """
         from kvloom.bench.results import SpeedOptions
 
-        if self.alone and self.peer:
-            raise typer.BadParameter("--alone and --peer contradict each other; leave one out.")
+        if self.alone and self.peers:
+            raise typer.BadParameter("--alone and --peers contradict each other; leave one out.")
         size(self.kv_memory)
         return SpeedOptions(
             model=self.model,
-            peers=() if self.alone else tuple(self.peer or ("transformers",)),
+            peers=() if self.alone else _names(self.peers) or ("transformers",),
             dtype=self.dtype,
             rounds=self.rounds,
-            tasks=tuple(name.strip() for name in self.tasks.split(",") if name.strip()),
+            tasks=_names(self.tasks),
             quick=self.quick,
             threads=self.threads,
             kv_memory=self.kv_memory,
@@ -101,11 +112,20 @@ def speed(
         Path | None,
         typer.Option("--json", dir_okay=False, help="Write the whole report to this file."),
     ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="Draw bars into this .svg or .png file."),
+    ] = None,
 ) -> None:
-    """Time prefill, decode, many prompts at once and shared prefixes, in alternating rounds."""
+    """Time prefill, decode, many prompts, shared prefixes and an edit, in alternating rounds."""
     # Before minutes of work, not after them.
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise typer.BadParameter(f"the folder of {json_file} does not exist; make it first.")
+    for file in (json_file, picture):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise typer.BadParameter(f"the folder of {file} does not exist; make it first.")
+    if picture is not None:
+        from kvloom.bench.picture import check_picture
+
+        check_picture(picture)
     options = run.speed_options()
     terminal = Terminal()
     with _time_left(terminal.messages) as progress:
@@ -118,8 +138,18 @@ def speed(
     if json_file is not None:
         json_file.write_text(report_json(report), encoding="utf-8")
     terminal.results.print(render(report))
+    if picture is not None:
+        from kvloom.bench.picture import draw
+
+        draw(report, picture)
+    if report.interrupted:
+        raise typer.Exit(_INTERRUPTED)
     if any(result.measurements[0].failure for result in report.results):
         raise typer.Exit(1)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 @contextmanager

@@ -59,19 +59,12 @@ def examine(model: str, options: LoadOptions, progress: Progress) -> dict[str, A
     from kvloom.engine.assembly import assemble
     from kvloom.kv.pool import PAGE_SLOTS
 
-    assembly = assemble(
-        model,
-        {
-            "dtype": options.dtype,
-            "kv_memory": KV_MEMORY,
-            "trust_remote_code": options.trust_remote_code,
-            "cache_dir": options.cache_dir,
-            "progress": progress,
-        },
-    )
+    assembly = assemble(model, {**options.load_settings(progress), "kv_memory": KV_MEMORY})
     spec, tokenizer = assembly.spec, assembly.tokenizer
     return {
         "path": str(assembly.model_path),
+        "runner": assembly.opened.runner_name,
+        "runner_note": assembly.opened.runner_note,
         "positions": spec.positions,
         "max_positions": spec.max_positions,
         "vocab_size": spec.vocab_size,
@@ -131,6 +124,7 @@ def _model_lines(findings: dict[str, Any]) -> list[tuple[str, str]]:
         ("model", findings["model"]),
         ("folder", findings["path"]),
         ("supported", "yes: its numbers were reproduced"),
+        ("runner", " – ".join(filter(None, (findings["runner"], findings["runner_note"])))),
         ("positions", f"{meaning[findings['positions']]} (up to {findings['max_positions']:,})"),
         ("vocabulary", f"{findings['vocab_size']:,}"),
         ("KV per token", f"{findings['kv_bytes_per_token']:,} bytes"),
@@ -145,8 +139,21 @@ def _passport_lines(passport: dict[str, Any]) -> list[tuple[str, str]]:
         ("fingerprint", passport["fingerprint"]),
         *digests,
         ("formats", formats),
+        *_receipt_lines(passport.get("receipt", {})),
         ("cache format", str(passport["cache_format_version"])),
     ]
+
+
+def _receipt_lines(receipt: dict[str, float]) -> list[tuple[str, str]]:
+    if "nll" not in receipt:
+        return []
+    words = (
+        f"next-token loss {receipt['nll']:.4f}, with its own weights in fp32 "
+        f"{receipt['source_nll']:.4f}; KL {receipt['kl']:.4f}, best token equal "
+        f"{receipt['top1']:.1%}, over {receipt['tokens']:.0f} tokens; "
+        f"{receipt['rounded_matrices']:.0f} matrices rounded"
+    )
+    return [("receipt", words)]
 
 
 def _system_lines(system: dict[str, Any]) -> list[tuple[str, str]]:

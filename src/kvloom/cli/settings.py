@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kvloom.config import DType, parse_bytes
+from kvloom.config import DType, KVDType, parse_bytes
 from kvloom.errors import RequestError
 
 if TYPE_CHECKING:
@@ -48,7 +48,17 @@ CacheDirOption = Annotated[
         help="Folder for converted models.",
     ),
 ]
-DTypeOption = Annotated[DType, typer.Option(help="Of weights, activations and KV.")]
+DTypeOption = Annotated[
+    DType, typer.Option(help="Of weights and activations; float32 is the reference.")
+]
+QuantizationOption = Annotated[
+    Literal["auto", "none", "int8", "int4"],
+    typer.Option(help="Of the weights; auto keeps what the file holds."),
+]
+KVDTypeOption = Annotated[KVDType, typer.Option("--kv-dtype", help="Of keys and values.")]
+CpuLevelOption = Annotated[
+    Literal["auto", "avx512", "avx2", "plain"], typer.Option(help="Of the compiled library.")
+]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, show_default="all cores", help="CPU threads.")
 ]
@@ -63,9 +73,25 @@ class LoadOptions:
     """How a model is loaded."""
 
     dtype: DTypeOption = "auto"
+    quantization: QuantizationOption = "auto"
+    kv_dtype: KVDTypeOption = "auto"
+    cpu_level: CpuLevelOption = "auto"
     threads: ThreadsOption = None
     trust_remote_code: TrustOption = False
     cache_dir: CacheDirOption = None
+
+    def load_settings(self, progress: Progress) -> Settings:
+        """Return the keyword arguments of `LLM` that say how a model is loaded."""
+        return {
+            "dtype": self.dtype,
+            "quantization": None if self.quantization == "none" else self.quantization,
+            "kv_dtype": self.kv_dtype,
+            "cpu_level": None if self.cpu_level == "auto" else self.cpu_level,
+            "threads": self.threads,
+            "trust_remote_code": self.trust_remote_code,
+            "cache_dir": self.cache_dir,
+            "progress": progress,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,14 +118,10 @@ class EngineOptions(LoadOptions):
     def settings(self, progress: Progress) -> Settings:
         """Return the keyword arguments of `LLM`."""
         return {
-            "dtype": self.dtype,
+            **self.load_settings(progress),
             "kv_memory": self.kv_memory,
             "max_model_len": self.max_model_len,
             "enable_prefix_caching": self.prefix_caching,
-            "threads": self.threads,
-            "trust_remote_code": self.trust_remote_code,
-            "cache_dir": self.cache_dir,
-            "progress": progress,
         }
 
 

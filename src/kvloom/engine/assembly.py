@@ -14,19 +14,16 @@ from typing import TypedDict
 import psutil
 import torch
 
-from kvloom.config import DType, EngineConfig, parse_bytes
+from kvloom.config import DType, EngineConfig, KVDType, Quantization, parse_bytes
 from kvloom.decode.detokenize import TextDecoder
 from kvloom.engine.engine import Engine
 from kvloom.engine.loop import EngineLoop
 from kvloom.errors import RequestError
 from kvloom.model.digest import Progress
-from kvloom.model.linears import pack_linears
-from kvloom.model.load import load_model
-from kvloom.model.passport import Formats, Passport, make_passport
-from kvloom.model.probe import probe
-from kvloom.model.seam import SeamRunner
-from kvloom.model.source import resolve_source
+from kvloom.model.open import OpenedModel, OpenOptions, open_model
+from kvloom.model.passport import Passport
 from kvloom.model.tokenizer import TextTokenizer
+from kvloom.ops.native.library import CpuLevel
 from kvloom.types import ModelSpec
 
 
@@ -34,7 +31,12 @@ class Settings(TypedDict, total=False):
     """Keyword arguments of `LLM` and `AsyncLLM`.
 
     Attributes:
-        dtype: of weights and activations; `auto` takes what the weights are stored in.
+        dtype: of weights and activations; `auto` takes what the weights are stored in, `float32`
+            is the reference: no quantisation, and KV in float32.
+        quantization: of the weights, `int8` or `int4`; `auto` keeps what the file holds, None
+            dequantises.
+        kv_dtype: of keys and values; `auto` is bfloat16, beside float32 weights float32.
+        cpu_level: of the compiled library; None takes the best.
         kv_memory: bytes of KV, as a number or a text such as `"2GiB"` (the default).
         max_model_len: tokens a document may grow to; None takes the model's own limit.
         enable_prefix_caching: reuse the KV of equal token prefixes; on by default.
@@ -48,6 +50,9 @@ class Settings(TypedDict, total=False):
     """
 
     dtype: DType
+    quantization: Quantization | None
+    kv_dtype: KVDType
+    cpu_level: CpuLevel | None
     kv_memory: int | str
     max_model_len: int | None
     enable_prefix_caching: bool
@@ -66,21 +71,33 @@ class Assembly:
 
     Attributes:
         engine: runs requests.
-        runner: runs rows.
-        tokenizer: the model's own.
-        model_path: folder that plain transformers loads as well.
-        spec: what the probe found.
-        passport: digests and formats; its fingerprint starts every lineage.
+        opened: the model, with its runner.
         config: settings of the engine.
     """
 
     engine: Engine
-    runner: SeamRunner
-    tokenizer: TextTokenizer
-    model_path: Path
-    spec: ModelSpec
-    passport: Passport
+    opened: OpenedModel
     config: EngineConfig
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The model's own."""
+        return self.opened.tokenizer
+
+    @property
+    def model_path(self) -> Path:
+        """Folder that plain transformers loads as well."""
+        return self.opened.path
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the probe found."""
+        return self.opened.runner.spec
+
+    @property
+    def passport(self) -> Passport:
+        """Digests and formats; its fingerprint starts every lineage."""
+        return self.opened.passport
 
 
 def assemble(model: str, settings: Settings) -> Assembly:
@@ -99,29 +116,22 @@ def assemble(model: str, settings: Settings) -> Assembly:
         )
     config = engine_config(settings)
     set_threads(settings.get("threads"))
-    cache_dir, progress = settings.get("cache_dir"), settings.get("progress")
-    loaded = load_model(
-        resolve_source(model),
-        dtype=settings.get("dtype", "auto"),
-        cache_dir=cache_dir,
-        trust_remote_code=settings.get("trust_remote_code", False),
-        progress=progress,
+    opened = open_model(
+        model,
+        OpenOptions(
+            dtype=settings.get("dtype", "auto"),
+            quantization=settings.get("quantization", "auto"),
+            kv_dtype=settings.get("kv_dtype", "auto"),
+            cpu_level=settings.get("cpu_level"),
+            trust_remote_code=settings.get("trust_remote_code", False),
+            cache_dir=settings.get("cache_dir"),
+            progress=settings.get("progress"),
+        ),
     )
-    runner = probe(loaded.model, max_positions=loaded.max_positions)
-    pack_linears(loaded.model)
-    name = str(loaded.dtype).removeprefix("torch.")
-    passport = make_passport(loaded.digests, runner.spec.layers, Formats(name, name, name))
-    decoder = TextDecoder.probe(loaded.tokenizer)
-    engine = Engine(runner, decoder, config, passport.fingerprint, loaded.dtype)
-    return Assembly(
-        engine=engine,
-        runner=runner,
-        tokenizer=loaded.tokenizer,
-        model_path=loaded.path,
-        spec=runner.spec,
-        passport=passport,
-        config=config,
-    )
+    decoder = TextDecoder.probe(opened.tokenizer)
+    fingerprint = opened.passport.fingerprint
+    engine = Engine(opened.runner, decoder, config, fingerprint, opened.kv_dtype, opened.layout)
+    return Assembly(engine=engine, opened=opened, config=config)
 
 
 def launch(

@@ -32,7 +32,7 @@ from kvloom.outputs import EngineStats, Provenance
 from kvloom.params import SamplingParams
 from kvloom.sched.job import JobState
 from kvloom.sched.scheduler import Scheduler, Share
-from kvloom.types import Forward, StepOutput
+from kvloom.types import Forward, KVLayout, StepOutput
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class Engine:
         config: memory and step sizes.
         fingerprint: of the passport; the lineage of every document starts with it.
         dtype: of the KV.
+        layout: of the KV, as the runner reads it.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class Engine:
         config: EngineConfig,
         fingerprint: bytes,
         dtype: torch.dtype = torch.float32,
+        layout: KVLayout = "plain",
     ) -> None:
         self.config = config
-        self.pool = Pool(runner.spec.layers, config.kv_memory_bytes, dtype)
+        self.pool = Pool(runner.spec.layers, config.kv_memory_bytes, dtype, layout=layout)
         self.memory = EngineMemory(
             self.pool, Lineage.root(fingerprint), reuse_prefixes=config.enable_prefix_caching
         )

@@ -127,7 +127,7 @@ def _clipped(view: View, rows: RowRange, window: int | None) -> View | None:
 
 
 def _joined(views: list[View]) -> tuple[View, ...]:
-    """Join neighbouring slots at neighbouring positions: a row's reads of a tile become one."""
+    """Join neighbouring slots at neighbouring positions, so that a tile is read once."""
     if len(views) == 1:
         return (views[0],)
     joined: list[View] = []

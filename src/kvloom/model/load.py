@@ -84,6 +84,31 @@ def load_model(
         source, cache_dir=cache_dir, trust_remote_code=trust_remote_code, progress=progress
     )
     checkpoint = check_folder(folder, trust_remote_code=trust_remote_code)
+    return load_folder(
+        source,
+        checkpoint,
+        dtype=dtype,
+        cache_dir=cache_dir,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
+    )
+
+
+def load_folder(
+    source: ModelSource,
+    checkpoint: Checkpoint,
+    *,
+    dtype: DType = "auto",
+    cache_dir: Path | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Load a model from a folder that passed its checks; arguments as for `load_model`.
+
+    Raises:
+        ModelLoadError: files are damaged.
+    """
+    folder = checkpoint.folder
     model = _build(checkpoint, dtype, trust_remote_code, progress)
     tokenizer = load_tokenizer(folder, _eos_token_ids(model), trust_remote_code=trust_remote_code)
     code = folder.glob("*.py") if trust_remote_code else ()

@@ -50,6 +50,7 @@ class Passport:
         formats: number formats computed with.
         cache_format_version: version of the layout of KV memory.
         versions: of kvloom, transformers and torch; shown, but no part of the fingerprint.
+        receipt: measured differences to the model's own weights in fp32; only shown.
     """
 
     weights: str
@@ -59,6 +60,7 @@ class Passport:
     formats: Formats
     cache_format_version: int = CACHE_FORMAT_VERSION
     versions: Mapping[str, str] = field(default_factory=dict)
+    receipt: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> bytes:
@@ -68,12 +70,17 @@ class Passport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the passport as plain data, for people and for JSON."""
-        shown = {"fingerprint": self.fingerprint.hex(), "versions": dict(self.versions)}
+        shown: dict[str, Any] = {
+            "fingerprint": self.fingerprint.hex(),
+            "versions": dict(self.versions),
+        }
+        if self.receipt:
+            shown["receipt"] = dict(self.receipt)
         return self._identity() | shown
 
     def _identity(self) -> dict[str, Any]:
         content = asdict(self)
-        del content["versions"]
+        del content["versions"], content["receipt"]
         return content
 
 
@@ -125,7 +132,12 @@ def digest_layers(layers: Sequence[LayerSpec]) -> str:
     return hashlib.sha256(_canonical([asdict(layer) for layer in layers])).hexdigest()
 
 
-def make_passport(digests: ModelDigests, layers: Sequence[LayerSpec], formats: Formats) -> Passport:
+def make_passport(
+    digests: ModelDigests,
+    layers: Sequence[LayerSpec],
+    formats: Formats,
+    receipt: Mapping[str, float] | None = None,
+) -> Passport:
     """Return the passport of a model, once the probe has described its layers."""
     return Passport(
         weights=digests.weights,
@@ -138,6 +150,7 @@ def make_passport(digests: ModelDigests, layers: Sequence[LayerSpec], formats: F
             "transformers": metadata.version("transformers"),
             "torch": metadata.version("torch"),
         },
+        receipt=receipt or {},
     )
 
 

@@ -7,7 +7,8 @@ Does not know: requests, sampling, or why a document is shaped as it is.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from kvloom.errors import UnsupportedModelError
-from kvloom.kv.doc import KVDoc
 from kvloom.kv.fold import FoldPlan, fold, plan_fold, write
 from kvloom.model.hooks import AttentionCall, AttentionHook
+from kvloom.model.placing import placed, split_logits, wanted_rows
 from kvloom.ops.rope import rotate, rotation_table
 from kvloom.types import LayerSpec, ModelSpec, Observer, Rope, Rows, StepOutput
 
@@ -52,6 +53,7 @@ class SeamRunner:
         self._spec = spec
         self._hook = hook
         self._step: _Step | None = None
+        self._watch: Callable[[AttentionCall], object] | None = None
         self._windows = {layer.window for layer in spec.layers}
         self._picks_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -71,36 +73,26 @@ class SeamRunner:
         Raises:
             CapacityError: the pool is too small for the rows.
         """
-        lengths = [entry.doc.length for entry in rows]
-        scratch: list[KVDoc] = []
-        try:
-            docs = [entry.doc for entry in rows]
-            for index, entry in enumerate(rows):
-                if entry.write == "none":
-                    docs[index] = entry.doc.fork()
-                    scratch.append(docs[index])
-            slots = [_take_slots(doc, entry) for doc, entry in zip(docs, rows, strict=True)]
+        with placed(rows) as (docs, slots):
             plan = plan_fold(docs, [entry.pos for entry in rows], slots, self._windows)
             return self._run(rows, _Step(plan, observe, stop_after))
-        except BaseException:
-            for entry, length in zip(rows, lengths, strict=True):
-                entry.doc.truncate(min(length, entry.doc.length))
-            raise
+
+    @contextmanager
+    def watching(self, watch: Callable[[AttentionCall], object]) -> Iterator[None]:
+        """Show every attention call of the passes that run meanwhile."""
+        self._watch = watch
+        try:
+            yield
         finally:
-            for doc in scratch:
-                doc.close()
+            self._watch = None
 
     def _run(self, rows: Sequence[Rows], step: _Step) -> StepOutput:
-        wanted = [_wanted(entry) for entry in rows]
-        offsets = np.cumsum([0, *(len(entry.tokens) for entry in rows)])
-        keep = torch.from_numpy(
-            np.concatenate([part + offset for part, offset in zip(wanted, offsets, strict=False)])
-        )
+        wanted, keep_rows = wanted_rows(rows)
+        keep = torch.from_numpy(keep_rows)
         logits = self._forward_model(rows, step, keep)
         if logits is None:
             return StepOutput(tuple(None for _ in rows))
-        parts = torch.split(logits.float(), [len(part) for part in wanted])
-        return StepOutput(tuple(part if len(part) else None for part in parts))
+        return split_logits(logits.float(), wanted)
 
     @torch.inference_mode()
     def _forward_model(self, rows: Sequence[Rows], step: _Step, keep: Tensor) -> Tensor | None:
@@ -131,6 +123,8 @@ class SeamRunner:
                 f"{type(self.model).__name__} made a mask of its own in the middle of a step, "
                 "which kvloom would ignore. It cannot be run."
             )
+        if self._watch is not None:
+            self._watch(call)
         # Layers are told apart by the order of their calls: some modules are called twice a pass.
         layer = self._spec.layers[step.calls]
         step.calls += 1
@@ -149,19 +143,3 @@ class SeamRunner:
         if layer.rope not in step.rotations:
             step.rotations[layer.rope] = rotation_table(layer.rope, step.plan.pos)
         return rotate(x, *step.rotations[layer.rope], layer.rope)
-
-
-def _take_slots(doc: KVDoc, entry: Rows) -> np.ndarray:
-    """Return the slots of an entry's rows: behind the document, or over what stands there."""
-    tokens, end = entry.tokens.tolist(), doc.end_pos
-    if np.array_equal(entry.pos, np.arange(end, end + len(tokens))):
-        return doc.append(tokens)
-    assert entry.write == "none", "rows that stay must continue their document"
-    return doc.overlay(tokens, entry.pos)
-
-
-def _wanted(entry: Rows) -> np.ndarray:
-    count = len(entry.tokens)
-    if entry.logits == "all":
-        return np.arange(count, dtype=np.int64)
-    return np.arange(count - 1 if entry.logits == "last" else count, count, dtype=np.int64)

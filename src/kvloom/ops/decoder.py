@@ -35,8 +35,8 @@ class Norm:
         kind: `rms` divides by the root of the mean square, `layer` subtracts the mean first.
         width: values normalised together.
         epsilon: added to the mean square.
-        weight: fp32 factors (width,), or None.
-        bias: fp32 summands (width,), or None.
+        weight: fp32 factors (width,) or (stretches, width), or None.
+        bias: fp32 summands of the same shape, or None.
     """
 
     kind: NormKind = "none"
@@ -44,6 +44,12 @@ class Norm:
     epsilon: float = 0.0
     weight: Tensor | None = None
     bias: Tensor | None = None
+
+    @property
+    def stretches(self) -> int:
+        """How many stretches have values of their own."""
+        weight = self.weight
+        return len(weight) if weight is not None and weight.dim() == 2 else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

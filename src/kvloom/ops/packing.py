@@ -7,10 +7,10 @@ Layouts (n outputs, k inputs, groups of 32 inputs, blocks of 16 outputs, panels 
 outputs are padded with zeros to whole blocks or panels):
 
 - int4: per block and group 256 bytes of codes, 16 fp16 scales, 16 fp16 minimums. Byte
-  64 j + 4 r + i holds, of output r, input 8 j + i in its low half and input 8 j + 4 + i in its high
-  half. A weight is scale * code + minimum.
-- int8: per block and group 512 bytes of code + 128; byte 64 j + 4 r + i is input 4 j + i of output
-  r. Scales, 16 per block and group, stand apart. A weight is scale * code.
+  64 j + 4 r + i holds, of output r, input 8 j + i in its low half and input 8 j + 4 + i in its
+  high half. A weight is scale * code + minimum.
+- int8: per block and group 512 bytes of code + 128; byte 64 j + 4 r + i is input 4 j + i of
+  output r. Scales, 16 per block and group, stand apart. A weight is scale * code.
 - bfloat16: per panel and pair of inputs the 64 outputs' two values; an odd k is padded.
 - float32: per panel and input the 64 outputs' values.
 """
@@ -119,10 +119,9 @@ def unpack(weight: PackedWeight) -> Float[Tensor, "n k"]:
         halves = torch.stack([both & 15, both >> 4], dim=-1).permute(0, 3, 1, 2, 5, 4)
         values = halves.reshape(-1, BLOCK, groups, GROUP).float()
         numbers = blocks[..., 256:].contiguous().view(torch.float16).float()
-        scale, minimum = (
-            numbers.reshape(-1, groups, 2, BLOCK).permute(2, 0, 3, 1)[..., None].unbind()
-        )
-        return (values * scale + minimum).reshape(-1, k)[:n]
+        scale, minimum = numbers.reshape(-1, groups, 2, BLOCK).permute(2, 0, 3, 1)[..., None]
+        matrix: Tensor = (values * scale + minimum).reshape(-1, k)[:n]
+        return matrix
     if weight.format == "int8":
         assert weight.scales is not None
         blocks = weight.codes.reshape(-1, groups, 8, BLOCK, 4).permute(0, 3, 1, 2, 4)

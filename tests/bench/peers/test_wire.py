@@ -8,8 +8,10 @@ import sys
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kvloom.bench.peers.wire import peak_rss_bytes
+from kvloom.bench.peers.wire import equal_start, peak_rss_bytes
 
 WORKER = """
 import os, sys
@@ -98,3 +100,10 @@ def test_messages_need_nothing_but_the_standard_library() -> None:
         timeout=60,
     )
     assert set(json.loads(done.stdout.replace("'", '"'))) <= {"__main__", "kvloom"}
+
+
+@given(left=st.lists(st.integers(0, 1)), right=st.lists(st.integers(0, 1)))
+def test_equal_start_ends_at_the_first_difference(left: list[int], right: list[int]) -> None:
+    count = equal_start(left, right)
+    assert left[:count] == right[:count]
+    assert left[: count + 1] != right[: count + 1] or count == len(left) == len(right)

@@ -42,7 +42,7 @@ class KvloomWorker:
         from kvloom import LLM
 
         request = LoadRequest(**fields)
-        settings: dict[str, Any] = {"dtype": request.dtype, "kv_memory": request.kv_memory}
+        settings = {"dtype": request.dtype, "kv_memory": request.kv_memory, **request.settings}
         self._llm = LLM(request.model, threads=request.threads, progress=self._progress, **settings)
         passport = self._llm.passport
         return Loaded(

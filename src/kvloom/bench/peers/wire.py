@@ -14,8 +14,8 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -29,12 +29,14 @@ class LoadRequest:
         dtype: of weights, activations and KV.
         threads: CPU threads; None leaves the engine's own choice.
         kv_memory: for engines that reserve KV memory, such as "512MiB".
+        settings: further keyword arguments of kvloom's `LLM`; other engines ignore them.
     """
 
     model: str
     dtype: str
     threads: int | None
     kv_memory: str
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,8 @@ class CompleteRequest:
     Attributes:
         prompts: token ids.
         new_tokens: tokens to generate for each prompt.
-        shared_tokens: how many tokens at the start of the prompt were remembered; 0 is cold.
+        shared_tokens: how many tokens at the start of the prompt were remembered; 0 is cold. What
+            was remembered may go on differently behind them.
     """
 
     prompts: list[list[int]]
@@ -145,6 +148,12 @@ def serve(make_operations: Callable[[Progress], Mapping[str, Operation]]) -> Non
     for line in sys.stdin:
         reply = _reply(operations, json.loads(line))
         _send(channel, {**reply, "peak_rss_bytes": peak_rss_bytes()})
+
+
+def equal_start(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many tokens are equal before the first that differs."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 def peak_rss_bytes() -> int:

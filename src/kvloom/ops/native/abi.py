@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
-from typing import Any, ClassVar, TypeAlias
+from typing import Any
 
 ABI = 1
 FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
 NORMS = {"none": 0, "rms": 1, "layer": 2}
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 
-Fields: TypeAlias = list[tuple[str, Any]]
-
 
 class Weight(Structure):
     """A packed matrix."""
 
-    _fields_: ClassVar[Fields] = [
+    _fields_ = (
         ("format", c_int32),
         ("outputs", c_int32),
         ("inputs", c_int32),
@@ -29,26 +27,26 @@ class Weight(Structure):
         ("codes", c_void_p),
         ("scales", c_void_p),
         ("bias", c_void_p),
-    ]
+    )
 
 
 class Norm(Structure):
     """A normalisation."""
 
-    _fields_: ClassVar[Fields] = [
+    _fields_ = (
         ("kind", c_int32),
         ("width", c_int32),
         ("epsilon", c_float),
-        ("reserved", c_int32),
+        ("stretches", c_int32),
         ("weight", c_void_p),
         ("bias", c_void_p),
-    ]
+    )
 
 
 class Layer(Structure):
     """A decoder layer with its arena."""
 
-    _fields_: ClassVar[Fields] = [
+    _fields_ = (
         ("input_norm", Norm),
         ("q_norm", Norm),
         ("k_norm", Norm),
@@ -75,13 +73,13 @@ class Layer(Structure):
         ("sinks", c_void_p),
         ("keys", c_void_p),
         ("values", c_void_p),
-    ]
+    )
 
 
 class Model(Structure):
     """A decoder."""
 
-    _fields_: ClassVar[Fields] = [
+    _fields_ = (
         ("num_layers", c_int32),
         ("hidden", c_int32),
         ("kv_format", c_int32),
@@ -95,26 +93,26 @@ class Model(Structure):
         ("logit_scale", c_float),
         ("logit_softcap", c_float),
         ("reserved2", c_int32),
-    ]
+    )
 
 
 class RopeTable(Structure):
     """Cos and sin per packed row and pair."""
 
-    _fields_: ClassVar[Fields] = [
+    _fields_ = (
         ("cos", c_void_p),
         ("sin", c_void_p),
         ("pairs", c_int32),
         ("first_dim", c_int32),
         ("interleaved", c_int32),
         ("reserved", c_int32),
-    ]
+    )
 
 
 class Piece(Structure):
     """A stretch of slots."""
 
-    _fields_: ClassVar[Fields] = [
+    _fields_ = (
         ("first_slot", c_int64),
         ("stop_slot", c_int64),
         ("first_pos", c_int64),
@@ -122,26 +120,26 @@ class Piece(Structure):
         ("turn", c_void_p),
         ("bias", c_void_p),
         ("pos", c_void_p),
-    ]
+    )
 
 
 class Item(Structure):
     """Rows that read the same pieces."""
 
-    _fields_: ClassVar[Fields] = [
+    _fields_ = (
         ("first_row", c_int32),
         ("num_rows", c_int32),
         ("first_piece", c_int32),
         ("num_pieces", c_int32),
         ("partial", c_int32),
         ("reserved", c_int32),
-    ]
+    )
 
 
 class Reads(Structure):
     """What the rows of a step read under one window and rotation."""
 
-    _fields_: ClassVar[Fields] = [
+    _fields_ = (
         ("num_items", c_int32),
         ("num_partials", c_int32),
         ("items", c_void_p),
@@ -149,13 +147,13 @@ class Reads(Structure):
         ("row_index", c_void_p),
         ("merge_offsets", c_void_p),
         ("merge_partials", c_void_p),
-    ]
+    )
 
 
 class Step(Structure):
     """One forward pass."""
 
-    _fields_: ClassVar[Fields] = [
+    _fields_ = (
         ("num_rows", c_int32),
         ("first_layer", c_int32),
         ("stop_layer", c_int32),
@@ -171,7 +169,7 @@ class Step(Structure):
         ("logits", c_void_p),
         ("workspace", c_void_p),
         ("workspace_bytes", c_int64),
-    ]
+    )
 
 
 def declare(library: ctypes.CDLL) -> None:

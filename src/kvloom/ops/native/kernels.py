@@ -92,12 +92,13 @@ def norm_struct(norm: Norm) -> abi.Norm:
         ValueError: a tensor has another size.
     """
     for values in (norm.weight, norm.bias):
-        if values is not None and values.shape != (norm.width,):
+        if values is not None and values.shape not in {(norm.width,), (norm.stretches, norm.width)}:
             raise ValueError(f"values of shape {tuple(values.shape)} for a norm of {norm.width}")
     return abi.Norm(
         kind=abi.NORMS[norm.kind],
         width=norm.width,
         epsilon=norm.epsilon,
+        stretches=norm.stretches,
         weight=pointer(norm.weight),
         bias=pointer(norm.bias),
     )
@@ -137,6 +138,8 @@ class Kernels:
             raise ValueError(f"rows of {x.shape[-1]} values for a norm of {norm.width}")
         out = torch.empty_like(x)
         rows, struct = x.numel() // norm.width, norm_struct(norm)
+        if norm.stretches > 1:
+            raise ValueError("the op norms rows alike; a step norms heads with their own weights")
         self._call("kvloom_norm")(struct, pointer(x), rows, pointer(out), self.threads)
         return out
 

@@ -26,7 +26,7 @@ struct Norm {
     int32_t kind;
     int32_t width;  // values that are normalised together
     float epsilon;
-    int32_t reserved;
+    int32_t stretches;    // rows of `weight` and `bias`, which are taken in turn
     const float *weight;  // or null
     const float *bias;    // or null
 };

@@ -98,7 +98,7 @@ static void rotate_and_put(const Team &team, const Model &model, const Layer &la
     const int vectors = layer.heads + 2 * layer.kv_heads;
     const RopeTable *rope = layer.rope < 0 ? nullptr : step.ropes + layer.rope;
     int64_t first, stop;
-    if (layer.q_norm.kind != NORM_NONE && layer.q_norm.width != layer.k_dim) {  // over all heads at once
+    if (layer.q_norm.kind != NORM_NONE && layer.q_norm.width != layer.k_dim) {  // over all heads together
         share_of(team, step.num_rows, first, stop);
         for (int64_t row = first; row < stop; row++) {
             float *x = step.qkv + row * width;
@@ -120,7 +120,10 @@ static void rotate_and_put(const Team &team, const Model &model, const Layer &la
         x += key < 0 ? vector * layer.k_dim : q_width + key * layer.k_dim;
         const Norm &norm = key < 0 ? layer.q_norm : layer.k_norm;
         if (norm.kind != NORM_NONE && norm.width == layer.k_dim) {
-            Norm own = norm;  // a layer norm may have a weight per head
+            Norm own = norm;
+            const int64_t offset = norm.stretches > 1 ? (int64_t)(key < 0 ? vector : key) * norm.width : 0;
+            if (own.weight) own.weight += offset;
+            if (own.bias) own.bias += offset;
             norm_row(own, x, x);
         }
         if (rope) rotate_head(*rope, row, x);

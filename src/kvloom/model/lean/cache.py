@@ -1,0 +1,166 @@
+"""Packed models on disk: weights, facts and the verdict, whole or not at all.
+
+Knows: the layout of a packed model's folder, what makes it stale, and how to map it into memory.
+Does not know: how a model is packed or proved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kvloom.model.digest import cache_root, sha256_file, write_json
+from kvloom.model.lean.encode import ALIGNMENT, decode, encode, numbered, renamed
+from kvloom.ops.decoder import Decoder
+from kvloom.types import ModelSpec
+
+logger = logging.getLogger(__name__)
+FORMAT_VERSION = 1
+_MANIFEST, _WEIGHTS = "packed.json", "packed.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class PackedModel:
+    """A decoder that was proved, and what must be known to run it without transformers' model.
+
+    Attributes:
+        decoder: packed matrices and facts.
+        spec: what the probe found.
+        weights: words for the formats of the matrices, for the passport.
+        digests: of weights, config and tokenizer, by name.
+        eos_token_ids: tokens that end a text.
+        dtype: what the model's files are stored in.
+        receipt: measured differences to the model's own weights, by name.
+    """
+
+    decoder: Decoder
+    spec: ModelSpec
+    weights: str
+    digests: dict[str, str]
+    eos_token_ids: tuple[int, ...]
+    dtype: str
+    receipt: dict[str, float]
+
+
+def packed_folder(key: Mapping[str, Any], cache_dir: Path | None) -> Path:
+    """Return where the packed model of a key stands."""
+    digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=12).hexdigest()
+    return cache_root(cache_dir) / "packed" / digest
+
+
+def load_packed(key: Mapping[str, Any], cache_dir: Path | None) -> PackedModel | None:
+    """Return the packed model of a key, mapped into memory; None if there is none.
+
+    One that is damaged, or was made for another key, is said so and counts as none.
+    """
+    folder = packed_folder(key, cache_dir)
+    if not folder.exists():
+        return None
+    try:
+        return _load(folder, key)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        logger.warning("the packed weights in %s cannot be used (%s); packing again", folder, error)
+        return None
+
+
+def save_packed(model: PackedModel, key: Mapping[str, Any], cache_dir: Path | None) -> None:
+    """Write a packed model, so that other processes see it whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder = packed_folder(key, cache_dir)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            _write(model, key, partial)
+            if folder.exists():
+                doomed = folder.parent / f".{folder.name}.removed-{os.getpid()}"
+                os.rename(folder, doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+            os.rename(partial, folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _write(model: PackedModel, key: Mapping[str, Any], folder: Path) -> None:
+    tensors: dict[str, Tensor] = {}
+    facts = {"decoder": encode(model.decoder, tensors), "spec": encode(model.spec, tensors)}
+    names = numbered(tensors)
+    path = folder / _WEIGHTS
+    _save_aligned({names[name]: tensor for name, tensor in tensors.items()}, path)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    stat = path.stat()
+    own = {f.name: getattr(model, f.name) for f in fields(model) if f.name not in facts}
+    content = own | {name: renamed(fact, names) for name, fact in facts.items()}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "key": dict(key),
+        "model": content,
+        "weights": {
+            "size": stat.st_size,
+            "sha256": sha256_file(path),
+            "mtime_ns": stat.st_mtime_ns,
+        },
+    }
+    write_json(folder / _MANIFEST, manifest)
+
+
+def _save_aligned(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors whose bytes start at multiples of a cache line.
+
+    All are bytes of whole lines, so they follow each other in line if the first one is; the header
+    is filled up with metadata until it is.
+    """
+    for filling in range(ALIGNMENT):
+        save_file(tensors, path, metadata={"fill": "." * filling} if filling else None)
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if (8 + header) % ALIGNMENT == 0:
+            return
+    raise OSError(f"{path} cannot be aligned")
+
+
+def _load(folder: Path, key: Mapping[str, Any]) -> PackedModel:
+    manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    if manifest["format_version"] != FORMAT_VERSION or manifest["key"] != dict(key):
+        raise ValueError("it was made for another version or model")
+    path, known = folder / _WEIGHTS, manifest["weights"]
+    stat = path.stat()
+    if stat.st_size != known["size"]:
+        raise ValueError(f"{path.name} has {stat.st_size} bytes, not {known['size']}")
+    # As with converted models: bytes are read again where the time of modification differs.
+    if stat.st_mtime_ns != known["mtime_ns"] and sha256_file(path) != known["sha256"]:
+        raise ValueError(f"{path.name} was changed")
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    content = manifest["model"]
+    decoder, spec = (decode(content[name], tensors) for name in ("decoder", "spec"))
+    if not isinstance(decoder, Decoder) or not isinstance(spec, ModelSpec):
+        raise ValueError(f"{_MANIFEST} holds no model")
+    return PackedModel(
+        decoder=decoder,
+        spec=spec,
+        weights=str(content["weights"]),
+        digests={str(name): str(value) for name, value in content["digests"].items()},
+        eos_token_ids=tuple(int(token) for token in content["eos_token_ids"]),
+        dtype=str(content["dtype"]),
+        receipt={str(name): float(value) for name, value in content["receipt"].items()},
+    )

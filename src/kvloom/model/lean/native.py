@@ -1,0 +1,312 @@
+"""The compiled executor: hands a step to the library in one call, on memory that torch owns.
+
+Knows: how decoders, pools and read plans become C structs, and keeps alive what they point at.
+Does not know: how the library computes, or who asked.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvloom.kv.pool import Pool
+from kvloom.kv.reads import ReadPlan, plan_reads, row_ranges
+from kvloom.kv.views import View
+from kvloom.model.lean.executors import PackedStep
+from kvloom.ops.decoder import Decoder, DecoderLayer
+from kvloom.ops.native import abi
+from kvloom.ops.native.kernels import (
+    aligned_bytes,
+    norm_struct,
+    pointer,
+    rope_struct,
+    run_step,
+    weight_struct,
+)
+from kvloom.ops.native.library import NativeLibrary
+from kvloom.ops.rope import rotation_table, shift_table
+from kvloom.types import KVLayout, Rope
+
+MAX_QUERIES = 96
+"""Query vectors that the kernel takes at once: rows times the heads of one KV head."""
+MAX_DIM = 256
+"""Largest head that the kernel takes."""
+# Pointers and numbers of a piece all take eight bytes.
+_PIECE = np.dtype([(field[0], np.int64) for field in abi.Piece._fields_])
+_KV_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """A decoder on one pool, and the structs that say so."""
+
+    model: abi.Model
+    layers: ctypes.Array[abi.Layer]
+
+
+def native_obstacle(decoder: Decoder, kv_dtype: torch.dtype) -> str | None:
+    """Say what the compiled executor cannot do for a decoder; None if nothing."""
+    if kv_dtype not in _KV_DTYPES:
+        return f"KV in {kv_dtype}"
+    for layer in decoder.layers:
+        spec = layer.spec
+        if spec.k_dim > MAX_DIM or spec.v_dim > MAX_DIM:
+            return f"heads of {max(spec.k_dim, spec.v_dim)} dimensions"
+        if spec.v_dim % 16 or spec.k_dim % 2:
+            return f"heads of {spec.k_dim} and {spec.v_dim} dimensions"
+        if spec.heads // spec.kv_heads > MAX_QUERIES:
+            return f"{spec.heads // spec.kv_heads} heads on one KV head"
+        formats = [weight.format in {"int4", "int8"} for weight in (layer.q, layer.k, layer.v)]
+        inner = [w.format in {"int4", "int8"} for w in (layer.gate, layer.up) if w is not None]
+        if len(set(formats)) > 1 or len(set(inner)) > 1:
+            return "coded beside plain matrices in one product"
+    return None
+
+
+class NativeExecutor:
+    """Runs steps of one decoder in the compiled library.
+
+    Args:
+        decoder: what is run; its codes start at multiples of a cache line.
+        library: what is called.
+    """
+
+    layout: KVLayout = "tiled"
+
+    def __init__(self, decoder: Decoder, library: NativeLibrary) -> None:
+        self.decoder = decoder
+        self.library = library
+        specs = [layer.spec for layer in decoder.layers]
+        self._ropes: list[Rope] = list(dict.fromkeys(s.rope for s in specs if s.rope is not None))
+        self._reads = list(dict.fromkeys((spec.window, spec.rope) for spec in specs))
+        self._rows_per_item = min(MAX_QUERIES // (s.heads // s.kv_heads) for s in specs)
+        self._qkv_width = max(
+            (s.heads + s.kv_heads) * s.k_dim + s.kv_heads * s.v_dim for s in specs
+        )
+        self._bound: weakref.WeakKeyDictionary[Pool, _Bound] = weakref.WeakKeyDictionary()
+        self._workspace = aligned_bytes(0)
+        self._rows = torch.empty(0)
+
+    @property
+    def name(self) -> str:
+        """How doctor and the passport call it."""
+        return f"native ({self.library.level})"
+
+    def run(self, step: PackedStep) -> Tensor:
+        """Write K and V of the rows and return fp32 logits (wanted rows, v)."""
+        bound = self._bind(step.docs[0].pool)
+        num_rows, num_logits = len(step.tokens), len(step.logit_rows)
+        pos = np.concatenate(step.pos)
+        slots = np.concatenate(step.slots)
+        ropes, tables = self._rope_tables(pos)
+        plans = self._plan(step)
+        reads = [_ReadStructs(plans[window], rope) for window, rope in self._reads]
+        hidden, qkv = self._row_buffers(num_rows)
+        logits = torch.empty(num_logits, self.decoder.vocab_size)
+        logit_rows = step.logit_rows.astype(np.int32)
+        partials = max(plan.num_partials for plan in plans.values())
+        workspace = self._space(bound.model, max(num_rows, num_logits), partials)
+        call = abi.Step(
+            num_rows=num_rows,
+            first_layer=0,
+            stop_layer=step.stop_layer,
+            num_logits=num_logits,
+            tokens=step.tokens.ctypes.data,
+            pos=pos.ctypes.data,
+            write_slots=slots.ctypes.data,
+            ropes=ropes,
+            reads=(abi.Reads * len(reads))(*(read.struct for read in reads)),
+            hidden=hidden.data_ptr(),
+            qkv=qkv.data_ptr(),
+            logit_rows=logit_rows.ctypes.data,
+            logits=logits.data_ptr(),
+            workspace=workspace.data_ptr(),
+            workspace_bytes=workspace.numel(),
+        )
+        threads = torch.get_num_threads()
+        if step.observe is None:
+            run_step(self.library, bound.model, call, threads)
+        else:
+            self._run_observed(step, bound.model, call, qkv, threads)
+        del tables
+        return logits
+
+    def _run_observed(
+        self, step: PackedStep, model: abi.Model, call: abi.Step, qkv: Tensor, threads: int
+    ) -> None:
+        """Run layer by layer, and show what each attended with; the same bits as in one call."""
+        assert step.observe is not None
+        tokens, num_logits = call.tokens, call.num_logits
+        for index, layer in enumerate(self.decoder.layers[: step.stop_layer]):
+            call.first_layer, call.stop_layer = index, index + 1
+            call.tokens = tokens if index == 0 else None
+            call.num_logits = num_logits if index + 1 == step.stop_layer else 0
+            run_step(self.library, model, call, threads)
+            step.observe.observe(index, *_split_qkv(qkv, len(step.tokens), layer))
+
+    def _plan(self, step: PackedStep) -> dict[int | None, ReadPlan]:
+        ranges = row_ranges(step.pos)
+        return {
+            window: plan_reads(step.docs, ranges, window, self._rows_per_item)
+            for window in dict.fromkeys(window for window, _ in self._reads)
+        }
+
+    def _rope_tables(self, pos: np.ndarray) -> tuple[ctypes.Array[abi.RopeTable], list[Tensor]]:
+        """Return the tables of every rotation, and the tensors they point into."""
+        positions = torch.from_numpy(pos)
+        tensors: list[Tensor] = []
+        structs = (abi.RopeTable * max(len(self._ropes), 1))()
+        for index, rope in enumerate(self._ropes):
+            cos, sin = rotation_table(rope, positions)
+            tensors += [cos, sin]
+            structs[index] = rope_struct(rope, cos, sin)
+        return structs, tensors
+
+    def _row_buffers(self, num_rows: int) -> tuple[Tensor, Tensor]:
+        """Return memory for the residual and for q, k and v, kept from step to step."""
+        width = self.decoder.hidden + self._qkv_width
+        if self._rows.numel() < num_rows * width:
+            self._rows = aligned_bytes(num_rows * width * 4).view(torch.float32)
+        edge = num_rows * self.decoder.hidden
+        return self._rows[:edge], self._rows[edge : edge + num_rows * self._qkv_width]
+
+    def _space(self, model: abi.Model, rows: int, partials: int) -> Tensor:
+        size = self.library.functions.kvloom_workspace_bytes(ctypes.byref(model), rows, partials)
+        if self._workspace.numel() < size:
+            self._workspace = aligned_bytes(size)
+        return self._workspace
+
+    def _bind(self, pool: Pool) -> _Bound:
+        bound = self._bound.get(pool)
+        if bound is None:
+            assert pool.layout == "tiled", "a compiled executor on a plain pool"
+            bound = self._bound[pool] = self._structs(pool)
+        return bound
+
+    def _structs(self, pool: Pool) -> _Bound:
+        decoder = self.decoder
+        layers = (abi.Layer * len(decoder.layers))()
+        for index, layer in enumerate(decoder.layers):
+            layers[index] = self._layer_struct(layer, pool)
+        model = abi.Model(
+            num_layers=len(decoder.layers),
+            hidden=decoder.hidden,
+            kv_format=abi.FORMATS[_KV_DTYPES[pool.dtype]],
+            slots=pool.keys[0].shape[1],
+            layers=layers,
+            embedding=weight_struct(decoder.embedding),
+            head=weight_struct(decoder.head),
+            final_norm=norm_struct(decoder.final_norm),
+            embedding_scale=decoder.embedding_scale,
+            logit_scale=decoder.logit_scale,
+            logit_softcap=decoder.logit_softcap or 0.0,
+        )
+        return _Bound(model, layers)
+
+    def _layer_struct(self, layer: DecoderLayer, pool: Pool) -> abi.Layer:
+        spec = layer.spec
+        return abi.Layer(
+            input_norm=norm_struct(layer.input_norm),
+            q_norm=norm_struct(layer.q_norm),
+            k_norm=norm_struct(layer.k_norm),
+            attention_norm=norm_struct(layer.attention_norm),
+            mlp_norm=norm_struct(layer.mlp_norm),
+            output_norm=norm_struct(layer.output_norm),
+            projections=(abi.Weight * 3)(*map(weight_struct, (layer.q, layer.k, layer.v))),
+            output=weight_struct(layer.output),
+            gate=weight_struct(layer.gate),
+            up=weight_struct(layer.up),
+            down=weight_struct(layer.down),
+            heads=spec.heads,
+            kv_heads=spec.kv_heads,
+            k_dim=spec.k_dim,
+            v_dim=spec.v_dim,
+            rope=-1 if spec.rope is None else self._ropes.index(spec.rope),
+            window=spec.window or 0,
+            reads=self._reads.index((spec.window, spec.rope)),
+            activation=abi.ACTIVATIONS[layer.activation],
+            parallel=layer.parallel,
+            scale=layer.scale,
+            softcap=spec.softcap or 0.0,
+            residual_scale=layer.residual_scale,
+            sinks=pointer(layer.sinks),
+            keys=pointer(pool.keys[spec.index], pool.dtype),
+            values=pointer(pool.values[spec.index], pool.dtype),
+        )
+
+
+class _ReadStructs:
+    """A read plan as C arrays, and the memory they point into."""
+
+    def __init__(self, plan: ReadPlan, rope: Rope | None) -> None:
+        views = [view for item in plan.items for view in item.views]
+        self._kept: list[Tensor] = []
+        turns = self._turns(views, rope)
+        self._pieces = np.zeros(len(views), dtype=_PIECE)
+        for index, view in enumerate(views):
+            bias, pos = self._arrays(view)
+            turn = turns.get(view.shift, 0)
+            first_pos, shift = view.first_pos, view.shift
+            self._pieces[index] = (view.start, view.stop, first_pos, shift, turn, bias, pos)
+        self._items = np.zeros((len(plan.items), 6), dtype=np.int32)
+        row = piece = 0
+        for index, item in enumerate(plan.items):
+            num_rows, num_views = len(item.rows), len(item.views)
+            self._items[index] = (row, num_rows, piece, num_views, item.partial, 0)
+            row, piece = row + num_rows, piece + num_views
+        rows = [item.rows for item in plan.items]
+        self._row_index = np.concatenate(rows) if rows else np.empty(0, dtype=np.int32)
+        self._plan = plan
+        self.struct = abi.Reads(
+            num_items=len(plan.items),
+            num_partials=plan.num_partials,
+            items=self._items.ctypes.data,
+            pieces=self._pieces.ctypes.data,
+            row_index=self._row_index.ctypes.data,
+            merge_offsets=plan.merge_offsets.ctypes.data,
+            merge_partials=plan.merge_partials.ctypes.data,
+        )
+
+    def _turns(self, views: Sequence[View], rope: Rope | None) -> dict[int, int]:
+        """Return by shift where its cosines and sines lie."""
+        turns: dict[int, int] = {}
+        for view in views:
+            if rope is not None and view.shift and view.shift not in turns:
+                table = torch.cat(shift_table(rope, -view.shift), dim=-1).contiguous()
+                self._kept.append(table)
+                turns[view.shift] = table.data_ptr()
+        return turns
+
+    def _arrays(self, view: View) -> tuple[int, int]:
+        """Return where a view's biases and positions lie; 0 for none."""
+        if view.arrays is None:
+            return 0, 0
+        arrays, first_slot = view.arrays
+        places = []
+        for values, dtype in ((arrays.bias, torch.float32), (arrays.pos, torch.int32)):
+            if values is None:
+                places.append(0)
+                continue
+            part = values[view.start - first_slot : view.stop - first_slot].to(dtype).contiguous()
+            self._kept.append(part)
+            places.append(part.data_ptr())
+        return places[0], places[1]
+
+
+def _split_qkv(qkv: Tensor, num_rows: int, layer: DecoderLayer) -> tuple[Tensor, Tensor, Tensor]:
+    """Return copies of q, k and v (heads, s, d) of the layer that ran last."""
+    spec = layer.spec
+    widths = (spec.heads * spec.k_dim, spec.kv_heads * spec.k_dim, spec.kv_heads * spec.v_dim)
+    rows = qkv[: num_rows * sum(widths)].reshape(num_rows, -1)
+    q, k, v = torch.split(rows, list(widths), dim=-1)
+    return (
+        q.reshape(num_rows, spec.heads, -1).transpose(0, 1).clone(),
+        k.reshape(num_rows, spec.kv_heads, -1).transpose(0, 1).clone(),
+        v.reshape(num_rows, spec.kv_heads, -1).transpose(0, 1).clone(),
+    )

@@ -1,0 +1,74 @@
+"""Places rows into their documents, for every runner alike.
+
+Knows: where rows go, that a failed step leaves documents as they were, and which logits are wanted.
+Does not know: how rows are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvloom.kv.doc import KVDoc
+from kvloom.types import Rows, StepOutput
+
+
+@contextmanager
+def placed(rows: Sequence[Rows]) -> Iterator[tuple[list[KVDoc], list[np.ndarray]]]:
+    """Give the documents that show a step's rows, and the rows' slots.
+
+    Rows that leave no trace stand in forks, which are closed behind the step; where the step
+    fails, every document is cut back to what it was.
+
+    Raises:
+        CapacityError: the pool is too small for the rows.
+    """
+    lengths = [entry.doc.length for entry in rows]
+    scratch: list[KVDoc] = []
+    try:
+        docs = [entry.doc for entry in rows]
+        for index, entry in enumerate(rows):
+            if entry.write == "none":
+                docs[index] = entry.doc.fork()
+                scratch.append(docs[index])
+        yield docs, [_take_slots(doc, entry) for doc, entry in zip(docs, rows, strict=True)]
+    except BaseException:
+        for entry, length in zip(rows, lengths, strict=True):
+            entry.doc.truncate(min(length, entry.doc.length))
+        raise
+    finally:
+        for doc in scratch:
+            doc.close()
+
+
+def wanted_rows(rows: Sequence[Rows]) -> tuple[list[int], np.ndarray]:
+    """Return how many logits each entry wants, and the packed rows that give them, int64."""
+    counts, places, start = [], [], 0
+    for entry in rows:
+        length = len(entry.tokens)
+        count = length if entry.logits == "all" else int(entry.logits == "last")
+        counts.append(count)
+        places.append(np.arange(start + length - count, start + length, dtype=np.int64))
+        start += length
+    return counts, np.concatenate(places)
+
+
+def split_logits(logits: Tensor, counts: Sequence[int]) -> StepOutput:
+    """Give every entry its rows of the logits (rows, v)."""
+    parts = torch.split(logits, list(counts))
+    return StepOutput(tuple(part if len(part) else None for part in parts))
+
+
+def _take_slots(doc: KVDoc, entry: Rows) -> np.ndarray:
+    """Return the slots of an entry's rows: behind the document, or over what stands there."""
+    tokens, end = entry.tokens.tolist(), doc.end_pos
+    if len(tokens) == int(entry.pos[-1]) + 1 - end and np.array_equal(
+        entry.pos, np.arange(end, end + len(tokens))
+    ):
+        return doc.append(tokens)
+    assert entry.write == "none", "rows that stay must continue their document"
+    return doc.overlay(tokens, entry.pos)

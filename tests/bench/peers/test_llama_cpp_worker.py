@@ -1,0 +1,58 @@
+"""llama.cpp's worker hands over whole contexts and computes only what is new."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from kvloom.bench.peers.llama_cpp_worker import LlamaCppWorker, operations
+
+from .fake_engines import FakeLlama
+from .laws import EDITED, PROMPTS, ask, check_worker, load_fields
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeLlama:
+    fake = FakeLlama()
+    monkeypatch.setitem(sys.modules, "llama_cpp", fake.module())
+    return fake
+
+
+@pytest.fixture
+def worker(fake: FakeLlama) -> LlamaCppWorker:
+    worker = LlamaCppWorker()
+    loaded = worker.load(load_fields("model.gguf"))
+    assert (loaded.dtype, loaded.threads, fake.params.n_threads) == ("toy Q4_1", 3, 3)
+    return worker
+
+
+def test_its_tokens_are_those_of_the_rule(worker: LlamaCppWorker) -> None:
+    check_worker(worker)
+
+
+def test_only_what_is_new_is_computed(worker: LlamaCppWorker, fake: FakeLlama) -> None:
+    worker.remember({"tokens": PROMPTS[2]})
+    before = fake.computed
+    done = worker.complete(ask([EDITED], new_tokens=1))
+    assert done.cached_tokens == 3
+    assert fake.computed - before == len(EDITED) - 3
+
+
+def test_a_repeated_prompt_computes_its_last_token(worker: LlamaCppWorker, fake: FakeLlama) -> None:
+    worker.remember({"tokens": PROMPTS[2]})
+    before = fake.computed
+    assert worker.complete(ask([PROMPTS[2]], new_tokens=1)).cached_tokens == len(PROMPTS[2]) - 1
+    assert fake.computed == before + 1
+
+
+def test_failures_are_errors(worker: LlamaCppWorker, fake: FakeLlama) -> None:
+    fake.status = 1
+    with pytest.raises(RuntimeError, match="status 1"):
+        worker.complete(ask(PROMPTS))
+    with pytest.raises(RuntimeError, match="cannot read"):
+        worker.load(load_fields("model.bin"))
+
+
+def test_the_worker_answers_these_requests() -> None:
+    assert set(operations(lambda *_: None)) == {"load", "remember", "complete"}
