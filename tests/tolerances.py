@@ -1,6 +1,6 @@
 """How far results may lie from their oracles, one table per number format.
 
-Knows: absolute tolerances by what is compared.
+Knows: tolerances by what is compared, absolute ones and shares of what enters.
 Does not know: any test.
 """
 
@@ -21,3 +21,11 @@ TOLERANCE = {
         "attention": 5e-3,
     },
 }
+
+RELATIVE = {
+    "norm": 2e-6,
+    "gate": 2e-6,
+    "product": 1e-6,
+    "bfloat16 product": 2e-6,
+}
+"""Errors of fp32 operations, as shares of the magnitudes that enter them."""

@@ -70,6 +70,14 @@ def can_be_coded(inputs: int) -> bool:
     return inputs % GROUP == 0
 
 
+def codes_bytes(format: WeightFormat, outputs: int, inputs: int) -> int:
+    """Return how many bytes the codes of a packed matrix take."""
+    if format in {"int4", "int8"}:
+        return -(-outputs // BLOCK) * (inputs // GROUP) * (320 if format == "int4" else 512)
+    padded = -(-outputs // PANEL) * PANEL
+    return padded * (4 * inputs if format == "float32" else 4 * -(-inputs // 2))
+
+
 def pack_int4(
     codes: UInt8[Tensor, "n k"], scale: Float[Tensor, "n g"], minimum: Float[Tensor, "n g"]
 ) -> PackedWeight:
@@ -126,7 +134,7 @@ def unpack(weight: PackedWeight) -> Float[Tensor, "n k"]:
 
 
 def quantize_int8(weight: Float[Tensor, "n k"]) -> PackedWeight:
-    """Round a matrix to int8: the largest magnitude of each group becomes 127."""
+    """Round a matrix, within the range of fp16, to int8: the largest of each group becomes 127."""
     grouped = weight.float().reshape(len(weight), -1, GROUP)
     scale = (grouped.abs().amax(-1) / 127).to(torch.float16)
     codes = _divided(grouped, scale.float()).round().clamp(-127, 127)
@@ -134,7 +142,10 @@ def quantize_int8(weight: Float[Tensor, "n k"]) -> PackedWeight:
 
 
 def quantize_int4(weight: Float[Tensor, "n k"]) -> PackedWeight:
-    """Round a matrix to int4: the range of each group that gives the smallest square error."""
+    """Round a matrix, within the range of fp16, to int4.
+
+    Of several ranges of each group the one with the smallest square error is taken.
+    """
     grouped = weight.float().reshape(len(weight), -1, GROUP)
     low, high = grouped.amin(-1), grouped.amax(-1)
     best = torch.full_like(low, torch.inf)
@@ -158,10 +169,21 @@ def quantize_int4(weight: Float[Tensor, "n k"]) -> PackedWeight:
 
 
 def quantize(weight: Float[Tensor, "n k"], format: WeightFormat) -> PackedWeight:
-    """Pack a matrix in a format; groups that are not whole make coded formats bfloat16."""
-    if format in {"int8", "int4"} and can_be_coded(weight.shape[1]):
+    """Pack a matrix in a format.
+
+    A matrix that cannot be coded becomes bfloat16: its groups are not whole, or it holds values
+    that fp16 scales cannot reach.
+    """
+    if format in {"int8", "int4"} and can_be_coded(weight.shape[1]) and _fits_fp16(weight):
         return quantize_int8(weight) if format == "int8" else quantize_int4(weight)
     return pack_plain(weight, "float32" if format == "float32" else "bfloat16")
+
+
+def _fits_fp16(weight: Tensor) -> bool:
+    """Whether all values lie in the range of fp16; NaN does not."""
+    low, high = weight.aminmax()
+    most = torch.finfo(torch.float16).max
+    return bool(low >= -most) and bool(high <= most)
 
 
 def _divided(values: Tensor, scale: Tensor) -> Tensor:

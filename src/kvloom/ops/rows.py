@@ -15,6 +15,9 @@ from torch import Tensor
 from kvloom.ops.decoder import Activation, Norm
 from kvloom.ops.packing import GROUP, PackedWeight, unpack
 
+LEAST = 1e-36
+"""Groups of rows whose largest magnitude is below become zeros."""
+
 
 class CodedRows(NamedTuple):
     """Rows in int8 with a scale per group of 32.
@@ -47,11 +50,16 @@ def normalize(norm: Norm, x: Float[Tensor, "*s k"]) -> Float[Tensor, "*s k"]:
 
 
 def quantize_rows(x: Float[Tensor, "s k"]) -> CodedRows:
-    """Round rows to int8: the largest magnitude of each group becomes 127."""
+    """Round rows to int8: the largest magnitude of each group becomes 127.
+
+    A group of nothing above `LEAST` becomes zeros: 127 divided by less is no fp32 number.
+    """
     grouped = x.float().reshape(len(x), -1, GROUP)
     most = grouped.abs().amax(-1)
+    most = torch.where(most < LEAST, torch.zeros(()), most)
     inverse = torch.where(most > 0, 127.0 / most, torch.zeros(()))
-    codes = (grouped * inverse[..., None]).round()
+    # Where a value is no number, the scale alone makes the product none.
+    codes = (grouped * inverse[..., None]).round().nan_to_num(nan=0.0)
     counts = codes.sum(-1).to(torch.int32)
     return CodedRows(codes.to(torch.int8).reshape(x.shape), most / 127.0, counts)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from kvloom.ops.decoder import Activation, Norm
 from kvloom.ops.native import abi
 from kvloom.ops.native.library import NativeLibrary
-from kvloom.ops.packing import PackedWeight
+from kvloom.ops.packing import GROUP, PackedWeight, can_be_coded, codes_bytes
 from kvloom.ops.rows import CodedRows
 from kvloom.types import Rope
 
@@ -43,6 +43,9 @@ def pointer(tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int | 
 
 def aligned_bytes(count: int) -> Tensor:
     """Return uint8 memory (count,) that starts at a multiple of a cache line."""
+    exact = torch.empty(count, dtype=torch.uint8)
+    if exact.data_ptr() % ALIGNMENT == 0:
+        return exact
     raw = torch.empty(count + ALIGNMENT, dtype=torch.uint8)
     offset = -raw.data_ptr() % ALIGNMENT
     return raw[offset : offset + count]
@@ -52,12 +55,23 @@ def weight_struct(weight: PackedWeight | None) -> abi.Weight:
     """Return a packed matrix as the library reads it; its tensors must outlive the struct.
 
     Raises:
-        ValueError: the codes do not start at a multiple of a cache line, or have another size.
+        TypeError: a tensor has another dtype.
+        ValueError: the codes do not start at a multiple of a cache line, or a tensor has another
+            size.
     """
     if weight is None:
         return abi.Weight()
     if weight.codes.data_ptr() % ALIGNMENT:
         raise ValueError(f"packed codes must start at a multiple of {ALIGNMENT} bytes")
+    size = codes_bytes(weight.format, weight.outputs, weight.inputs)
+    if weight.codes.numel() != size:
+        raise ValueError(f"{weight.codes.numel()} bytes of codes where there must be {size}")
+    if weight.format in {"int4", "int8"} and not can_be_coded(weight.inputs):
+        raise ValueError(f"{weight.inputs} inputs are no whole groups of {GROUP}")
+    if weight.format == "int8":
+        scales = 0 if weight.scales is None else weight.scales.numel()
+        if scales != size // GROUP:
+            raise ValueError(f"{scales} scales where there must be {size // GROUP}")
     if weight.bias is not None and weight.bias.shape != (weight.outputs,):
         raise ValueError(f"a bias of shape {tuple(weight.bias.shape)} for {weight.outputs} outputs")
     return abi.Weight(
@@ -71,7 +85,12 @@ def weight_struct(weight: PackedWeight | None) -> abi.Weight:
 
 
 def norm_struct(norm: Norm) -> abi.Norm:
-    """Return a norm as the library reads it; its tensors must outlive the struct."""
+    """Return a norm as the library reads it; its tensors must outlive the struct.
+
+    Raises:
+        TypeError: a tensor has another dtype.
+        ValueError: a tensor has another size.
+    """
     for values in (norm.weight, norm.bias):
         if values is not None and values.shape not in {(norm.width,), (norm.stretches, norm.width)}:
             raise ValueError(f"values of shape {tuple(values.shape)} for a norm of {norm.width}")
@@ -108,9 +127,15 @@ class Kernels:
     threads: int
 
     def normalize(self, norm: Norm, x: Float[Tensor, "s k"]) -> Float[Tensor, "s k"]:
-        """Normalise rows in stretches of the norm's width."""
+        """Normalise rows in stretches of the norm's width.
+
+        Raises:
+            ValueError: the rows are no whole number of stretches.
+        """
         if norm.kind == "none":
             return x
+        if norm.width <= 0 or x.shape[-1] % norm.width:
+            raise ValueError(f"rows of {x.shape[-1]} values for a norm of {norm.width}")
         out = torch.empty_like(x)
         rows, struct = x.numel() // norm.width, norm_struct(norm)
         if norm.stretches > 1:
@@ -119,11 +144,17 @@ class Kernels:
         return out
 
     def quantize_rows(self, x: Float[Tensor, "s k"]) -> CodedRows:
-        """Round rows to int8 with a scale per group of 32."""
+        """Round rows to int8 with a scale per group of 32.
+
+        Raises:
+            ValueError: the rows are no whole number of groups.
+        """
         rows, inputs = x.shape
+        if not can_be_coded(inputs):
+            raise ValueError(f"rows of {inputs} values are no whole groups of {GROUP}")
         codes = torch.empty(rows, inputs, dtype=torch.int8)
-        scales = torch.empty(rows, inputs // 32)
-        counts = torch.empty(rows, inputs // 32, dtype=torch.int32)
+        scales = torch.empty(rows, inputs // GROUP)
+        counts = torch.empty(rows, inputs // GROUP, dtype=torch.int32)
         sums = torch.empty_like(scales)
         self._call("kvloom_quantize_rows")(
             pointer(x),
@@ -162,7 +193,13 @@ class Kernels:
     def gate(
         self, activation: Activation, gated: Float[Tensor, "s k"] | None, up: Float[Tensor, "s k"]
     ) -> Float[Tensor, "s k"]:
-        """Return activation(gated) * up, or activation(up) where nothing gates."""
+        """Return activation(gated) * up, or activation(up) where nothing gates.
+
+        Raises:
+            ValueError: the two have different shapes.
+        """
+        if gated is not None and gated.shape != up.shape:
+            raise ValueError(f"shapes {tuple(gated.shape)} and {tuple(up.shape)} do not fit")
         out = torch.empty_like(up)
         self._call("kvloom_gate")(
             abi.ACTIVATIONS[activation],
@@ -197,7 +234,18 @@ class Kernels:
         sin: Float[Tensor, "s n"],
         rope: Rope,
     ) -> Float[Tensor, "s h d"]:
-        """Return x with its rotated dimensions turned."""
+        """Return x with its rotated dimensions turned.
+
+        Raises:
+            ValueError: the tables have another shape than the rows and the rotation, or a head has
+                fewer dimensions than are rotated.
+        """
+        if not cos.shape == sin.shape == (len(x), len(rope.inv_freq)):
+            raise ValueError(
+                f"tables of shape {tuple(cos.shape)} for {len(x)} rows of this rotation"
+            )
+        if rope.first_dim + rope.num_dims > x.shape[-1]:
+            raise ValueError(f"heads of {x.shape[-1]} dimensions for this rotation")
         out = x.clone()
         table = rope_struct(rope, cos, sin)
         self._call("kvloom_rotate")(table, pointer(out), len(x), x.shape[1], x.shape[2])

@@ -1,15 +1,20 @@
 // kvloom's compiled library: the functions that Python calls, on pointers that it owns.
 //
 // Knows: how a team of OpenMP threads runs one function. Allocates nothing and keeps no state.
-#include <omp.h>
-
 #include <new>
+
+#ifdef _OPENMP
+#include <omp.h>
+#else  // a team of one
+static int omp_get_thread_num() { return 0; }
+static int omp_get_num_threads() { return 1; }
+#endif
 
 #include "step.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-template <class Work> static void together(int threads, Work work) {
+template <class Work> static void together([[maybe_unused]] int threads, Work work) {
 #pragma omp parallel num_threads(threads)
     work(Team{omp_get_thread_num(), omp_get_num_threads()});
 }

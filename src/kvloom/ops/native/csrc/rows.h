@@ -38,8 +38,9 @@ static void set_operand(const Operand &operand, int64_t row, const float *x) {
     int8_t *codes = operand.codes + row * n;
     for (int g = 0; g < groups; g++) {
         Floats low = load<Floats>(x + g * GROUP), high = load<Floats>(x + g * GROUP + LANES);
-        Floats magnitude = larger(larger(low, -low), larger(high, -high));
-        float most = largest(magnitude);
+        float most = largest_magnitude(low, high);
+        if (most < 1e-36f) most = 0.0f;  // 127 divided by less is no fp32 number
+        if (!(most < INFINITY)) low = high = Floats{};  // the scale alone makes the product NaN
         float scale = most / 127.0f, inverse = most > 0.0f ? 127.0f / most : 0.0f;
         const float magic = 12582912.0f;  // rounds to the nearest integer, ties to even
         Ints a = __builtin_convertvector((low * inverse + magic) - magic, Ints);

@@ -73,6 +73,21 @@ INLINE float largest(Floats v) {
 #endif
 }
 
+// The largest magnitude, compared as integers: NaN is above all numbers, so that it is not lost.
+INLINE float largest_magnitude(Floats a, Floats b) {
+    Ints x = (Ints)as_words(a) & 0x7fffffff, y = (Ints)as_words(b) & 0x7fffffff;
+    Ints v = x > y ? x : y;
+#if LEVEL_AVX512
+    int32_t most = _mm512_reduce_max_epi32((__m512i)v);
+#else
+    int32_t most = v[0];
+    for (int i = 1; i < LANES; i++) most = v[i] > most ? v[i] : most;
+#endif
+    float magnitude;
+    std::memcpy(&magnitude, &most, 4);
+    return magnitude;
+}
+
 INLINE Floats from_fp16(const uint16_t *p) {
 #if LEVEL_AVX512
     return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
