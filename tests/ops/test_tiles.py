@@ -32,6 +32,7 @@ def test_rows_come_back_from_their_slots(put, untile, dtype, chosen, g, d, seed)
     arena = torch.empty_like(plain)
     put(arena, torch.arange(size), plain)
     assert torch.equal(untile(arena), plain)
+    assert untile(arena).stride(-1) == 1, "attention reads dimensions side by side"
     rows = torch.randn(g, len(at), d, generator=generator)
     put(arena, at, rows)
     plain[:, at] = rows.to(dtype)

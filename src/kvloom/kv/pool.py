@@ -109,7 +109,7 @@ class Pool:
     def read(self, layer: int, first_slot: int, stop_slot: int) -> tuple[Tensor, Tensor]:
         """Return keys (g, t, d) and values (g, t, dv) of neighbouring slots as plain rows.
 
-        They are views of a plain pool, and copies out of a tiled one.
+        They are views of a plain pool, and may be copies out of a tiled one.
         """
         if self.layout == "plain":
             slots = slice(first_slot, stop_slot)

@@ -26,7 +26,8 @@ def untile_keys(arena: Float[Tensor, "g t d"]) -> Float[Tensor, "g t d"]:
     g, t, d = arena.shape
     pair = _pair(arena)
     tiles = arena.reshape(g, t // TILE, d // pair, TILE, pair)
-    return tiles.transpose(2, 3).reshape(g, t, d)
+    # A single tile could be read as it lies, dimensions apart: attention wants them side by side.
+    return tiles.transpose(2, 3).reshape(g, t, d).contiguous()
 
 
 def untile_values(arena: Float[Tensor, "g t d"]) -> Float[Tensor, "g t d"]:

@@ -58,6 +58,7 @@ class Arrangement:
     residual_scale: float
 
 
+@torch.inference_mode()
 def assemble_decoder(recording: Recording, pack: Pack, progress: Progress | None = None) -> Decoder:
     """Return the decoder that reproduces what the seam computed.
 

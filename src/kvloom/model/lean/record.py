@@ -79,6 +79,8 @@ def record(runner: SeamRunner, tokens: Tensor) -> Recording:
         UnexplainedError: the model is no series of decoder layers with one attention each.
     """
     model: Any = runner.model
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        raise UnexplainedError("it can be proved in float32 only")
     calls: list[AttentionCall] = []
     _run(runner, tokens, calls)
     attentions = [call.module for call in calls]
@@ -88,8 +90,6 @@ def record(runner: SeamRunner, tokens: Tensor) -> Recording:
     modules = [model.get_submodule(names[module].rpartition(".")[0]) for module in attentions]
     if len(set(modules)) != len(modules) or model in modules:
         raise UnexplainedError("its attention modules do not stand in a layer each")
-    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
-        raise UnexplainedError("it can be proved in float32 only")
     before: dict[nn.Module, Tensor] = {}
     after: dict[nn.Module, Tensor] = {}
     handles = [
