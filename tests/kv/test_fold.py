@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -10,59 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvloom.kv.doc import KVDoc
 from kvloom.kv.fold import FoldPlan, fold, plan_fold, write
 from kvloom.ops.partial import add_sink, merge
 from kvloom.types import QueryInfo
-from tests.kv.worlds import (
-    MIXED,
-    PLAIN,
-    World,
-    check_books,
-    layer_spec,
-    worlds,
-)
+from tests.kv.steps import Step, step_of, steps
+from tests.kv.worlds import PLAIN, World, check_books, layer_spec, worlds
 from tests.tolerances import TOLERANCE
 
 NEAR = TOLERANCE["float32"]["attention"]
-WINDOWS = {layer.window for layer in MIXED}
-
-
-@dataclass(frozen=True)
-class Step:
-    """The rows of one step, appended but not written yet."""
-
-    docs: list[KVDoc]
-    pos: list[np.ndarray]
-    slots: list[np.ndarray]
-
-    @property
-    def packed_pos(self) -> np.ndarray:
-        return np.concatenate(self.pos)
-
-    def plan(self, windows=WINDOWS) -> FoldPlan:
-        return plan_fold(self.docs, self.pos, self.slots, windows)
-
-    def parts(self) -> list[tuple[KVDoc, slice]]:
-        edges = np.cumsum([0, *(len(pos) for pos in self.pos)])
-        return [(doc, slice(a, b)) for doc, a, b in zip(self.docs, edges, edges[1:], strict=False)]
-
-
-def take_rows(world: World, doc: KVDoc, kind: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Append rows of a kind to a document; return their positions and slots."""
-    count = 1 if kind == "decode" else count
-    end = world.end_pos(doc)
-    slots = world.append_unwritten(doc, count)
-    if kind == "scattered":
-        lowest = min(-3, end)  # a moved document may stand left of zero
-        return world.random.integers(lowest, end + count, count), slots
-    return np.arange(end, end + count), slots
-
-
-def step_of(world: World, wanted: list[tuple[str, int]]) -> Step:
-    docs = world.docs[: len(wanted)]
-    rows = [take_rows(world, doc, *entry) for doc, entry in zip(docs, wanted, strict=False)]
-    return Step(docs, [pos for pos, _ in rows], [slots for _, slots in rows])
 
 
 def fold_layer(world: World, step: Step, plan: FoldPlan, layer: int, sink=None):
@@ -71,10 +25,6 @@ def fold_layer(world: World, step: Step, plan: FoldPlan, layer: int, sink=None):
     q, rotated = world.query(layer, step.packed_pos)
     out = fold(plan, world.layers[layer], rotated, scale=world.scale(layer), sink=sink)
     return q, rotated, out
-
-
-row_kinds = st.tuples(st.sampled_from(["decode", "chunk", "scattered"]), st.integers(1, 24))
-steps = st.lists(row_kinds, min_size=1, max_size=5)
 
 
 @given(world=worlds(), wanted=steps, sinks=st.booleans())

@@ -18,7 +18,7 @@ from kvloom.kv.lineage import Lineage
 from kvloom.kv.pool import PAGE_SLOTS, Pool, block_bytes, blocks_for
 from kvloom.model.probe import probe
 from kvloom.model.seam import SeamRunner
-from kvloom.types import LogitsMode, Rows, WriteMode
+from kvloom.types import Forward, LogitsMode, Rows, WriteMode
 from tests.model.families import FAMILIES, VOCABULARY, build
 from tests.tolerances import TOLERANCE
 
@@ -49,7 +49,7 @@ def some_tokens(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(5, VOCABULARY, count, dtype=np.int64)
 
 
-def pool_for(runner: SeamRunner, num_blocks: int = 16, dtype: torch.dtype = torch.float32) -> Pool:
+def pool_for(runner: Forward, num_blocks: int = 16, dtype: torch.dtype = torch.float32) -> Pool:
     """Return a pool of this many blocks."""
     layers = runner.spec.layers
     return Pool(layers, num_blocks * block_bytes(layers, dtype), dtype)
@@ -68,7 +68,7 @@ def rows_of(
     return Rows(doc, tokens, np.asarray(pos, dtype=np.int64), logits, write)
 
 
-def cached(runner: SeamRunner, pool: Pool, tokens: np.ndarray, chunk: int = PAGE_SLOTS) -> KVDoc:
+def cached(runner: Forward, pool: Pool, tokens: np.ndarray, chunk: int = PAGE_SLOTS) -> KVDoc:
     """Return a document of these tokens, computed in chunks."""
     doc = KVDoc(pool, ROOT)
     for start in range(0, len(tokens), chunk):
