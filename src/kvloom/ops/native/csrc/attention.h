@@ -131,7 +131,7 @@ static void attend_tile(const Layer &layer, const void *keys, const void *values
         most = most > old ? most : old;
         Floats sums = {};
         for (int v = 0; v < 4; v++) {
-            Floats p = exponential(s[r][v] - most);
+            Floats p = F32 ? exponential(s[r][v] - most) : exponential_coarse(s[r][v] - most);
             if (!plain) p *= visible[v];
             if (!F32) p = as_floats(round_bf16(p));
             sums += p;
@@ -143,7 +143,7 @@ static void attend_tile(const Layer &layer, const void *keys, const void *values
             }
         }
         if (most != old) {
-            const float factor = exponential(splat(old - most))[0];
+            const float factor = std::exp(old - most);
             run.total[query] *= factor;
             float *o = run.o + query * layer.v_dim;
             for (int i = 0; i < layer.v_dim; i += LANES) store(o + i, load<Floats>(o + i) * factor);
