@@ -31,7 +31,9 @@ static void set_operand(const Operand &operand, int64_t row, const float *x, int
     }
     if (operand.format == FORMAT_BF16) {
         uint32_t *pairs = operand.pairs + row * ((n + 1) / 2);
-        for (int i = first / 2; i < stop / 2; i++) pairs[i] = bf16_pair(x[2 * i], x[2 * i + 1]);
+        int i = first;
+        for (; i + LANES <= stop; i += LANES) store_bf16(pairs + i / 2, load<Floats>(x + i));
+        for (; i + 2 <= stop; i += 2) pairs[i / 2] = bf16_pair(x[i], x[i + 1]);
         if (stop % 2) pairs[stop / 2] = bf16_pair(x[stop - 1], 0.0f);
         return;
     }
@@ -129,8 +131,16 @@ static void rotate_head(const RopeTable &rope, int64_t row, float *x) {
     const float *cosines = rope.cos + row * rope.pairs, *sines = rope.sin + row * rope.pairs;
     float *first = x + rope.first_dim;
     const int step = rope.interleaved ? 2 : 1, apart = rope.interleaved ? 1 : rope.pairs;
-    for (int i = 0; i < rope.pairs; i++) {
-        float a = first[i * step], b = first[i * step + apart];
+    int i = 0;
+    if (!rope.interleaved)
+        for (; i + LANES <= rope.pairs; i += LANES) {
+            const Floats a = load<Floats>(first + i), b = load<Floats>(first + i + apart);
+            const Floats cosine = load<Floats>(cosines + i), sine = load<Floats>(sines + i);
+            store(first + i, a * cosine - b * sine);
+            store(first + i + apart, b * cosine + a * sine);
+        }
+    for (; i < rope.pairs; i++) {
+        const float a = first[i * step], b = first[i * step + apart];
         first[i * step] = a * cosines[i] - b * sines[i];
         first[i * step + apart] = b * cosines[i] + a * sines[i];
     }

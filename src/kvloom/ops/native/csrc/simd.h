@@ -136,6 +136,12 @@ INLINE Words round_bf16(Floats x) {  // in the upper half of each lane
     return (u + 0x7fffu + ((u >> 16) & 1u)) & 0xffff0000u;
 }
 
+// Rounds sixteen values and stores them as neighbouring bfloat16: pairs, the first one low.
+INLINE void store_bf16(void *p, Floats x) {
+    Halves half = __builtin_convertvector(round_bf16(x) >> 16, Halves);
+    store((uint16_t *)p, half);
+}
+
 // acc + a.low * b.low + a.high * b.high for pairs of bfloat16.
 INLINE Floats pair_product(Floats acc, uint32_t a, Words b) {
 #if LEVEL_AVX512 && defined(__AVX512BF16__)
