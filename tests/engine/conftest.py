@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kvloom import LLM, AsyncLLM
 from kvloom.engine import aio, llm
 from kvloom.engine.assembly import Assembly
+from kvloom.model.open import OpenedModel
 from tests.engine.worlds import TOKENIZER, fake_engine
 from tests.fake_model import FakeRunner
 from tests.model.tiny_models import tiny_llama, write_folder
@@ -26,15 +28,17 @@ def fake_assembly(**settings: Any) -> Assembly:
     runner = settings.setdefault("runner", FakeRunner())
     engine = fake_engine(**settings)
     unused: Any = None
-    return Assembly(
-        engine=engine,
+    opened = OpenedModel(
         runner=runner,
         tokenizer=TOKENIZER,
-        model_path=Path("nowhere"),
-        spec=runner.spec,
+        path=Path("nowhere"),
         passport=unused,
-        config=engine.config,
+        kv_dtype=torch.float32,
+        layout="plain",
+        runner_name="fake",
+        runner_note="",
     )
+    return Assembly(engine=engine, opened=opened, config=engine.config)
 
 
 @pytest.fixture

@@ -290,7 +290,9 @@ class Engine:
         if not drawing:
             return []
         states = [s.state_of_text.sampling for s, _ in drawing if s.state_of_text is not None]
-        drawn = draw(torch.cat([row for _, row in drawing]), states, self._decoder.tokenizer)
+        rows = [row for _, row in drawing]
+        logits = rows[0] if len(rows) == 1 else torch.cat(rows)
+        drawn = draw(logits, states, self._decoder.tokenizer)
         events: list[Event] = []
         for (sequence, _), token in zip(drawing, drawn, strict=True):
             if sequence.ended:

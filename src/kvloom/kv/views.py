@@ -47,6 +47,8 @@ class View:
         low, high = max(first_pos, self.first_pos), min(stop_pos, self.stop_pos)
         if low >= high:
             return None
+        if low == self.first_pos and high == self.stop_pos:
+            return self
         start = self.start + low - self.first_pos
         return replace(self, start=start, stop=start + high - low, first_pos=low)
 

@@ -74,8 +74,7 @@ class Passport:
             "fingerprint": self.fingerprint.hex(),
             "versions": dict(self.versions),
         }
-        if self.receipt:
-            shown["receipt"] = dict(self.receipt)
+        shown["receipt"] = dict(self.receipt)
         return self._identity() | shown
 
     def _identity(self) -> dict[str, Any]:

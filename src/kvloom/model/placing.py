@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from kvloom.kv.doc import KVDoc
@@ -59,8 +58,12 @@ def wanted_rows(rows: Sequence[Rows]) -> tuple[list[int], np.ndarray]:
 
 def split_logits(logits: Tensor, counts: Sequence[int]) -> StepOutput:
     """Give every entry its rows of the logits (rows, v)."""
-    parts = torch.split(logits, list(counts))
-    return StepOutput(tuple(part if len(part) else None for part in parts))
+    parts: list[Tensor | None] = []
+    start = 0
+    for count in counts:
+        parts.append(logits[start : start + count] if count else None)
+        start += count
+    return StepOutput(tuple(parts))
 
 
 def _take_slots(doc: KVDoc, entry: Rows) -> np.ndarray:

@@ -247,7 +247,7 @@ class Kernels:
         if rope.first_dim + rope.num_dims > x.shape[-1]:
             raise ValueError(f"heads of {x.shape[-1]} dimensions for this rotation")
         out = x.clone()
-        table = rope_struct(rope, cos, sin)
+        table = rope_struct(rope, pointer(cos), pointer(sin))
         self._call("kvloom_rotate")(table, pointer(out), len(x), x.shape[1], x.shape[2])
         return out
 
@@ -256,11 +256,11 @@ class Kernels:
         return function
 
 
-def rope_struct(rope: Rope, cos: Tensor | None, sin: Tensor | None) -> abi.RopeTable:
-    """Return a rotation as the library reads it; its tensors must outlive the struct."""
+def rope_struct(rope: Rope, cos: int | None, sin: int | None) -> abi.RopeTable:
+    """Return a rotation as the library reads it, from the addresses of its fp32 tables."""
     return abi.RopeTable(
-        cos=pointer(cos),
-        sin=pointer(sin),
+        cos=cos,
+        sin=sin,
         pairs=len(rope.inv_freq),
         first_dim=rope.first_dim,
         interleaved=rope.layout == "interleaved",

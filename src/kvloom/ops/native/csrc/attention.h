@@ -35,6 +35,27 @@ struct Running {
     int64_t pos[MAX_QUERIES];
 };
 
+// Scales a query and puts it where the products read it, in the format of the keys.
+static void scale_query(const float *x, int dims, float scale, int32_t format, float *queries, int query) {
+    float *floats = queries + query * dims;
+    uint32_t *pairs = (uint32_t *)queries + query * (dims / 2);
+    int i = 0;
+    for (; i + LANES <= dims; i += LANES) {
+        const Floats v = load<Floats>(x + i) * scale;
+        if (format == FORMAT_F32) store(floats + i, v);
+        else store_bf16(pairs + i / 2, v);
+    }
+    for (; i < dims; i += 2) {
+        const float low = x[i] * scale, high = x[i + 1] * scale;
+        if (format == FORMAT_F32) {
+            floats[i] = low;
+            floats[i + 1] = high;
+        } else {
+            pairs[i / 2] = bf16_pair(low, high);
+        }
+    }
+}
+
 static void load_queries(const Heads &at, const Reads &reads, const Item &item, int head,
                          const float *turn, Running &run) {
     const Layer &layer = *at.layer;
@@ -51,13 +72,7 @@ static void load_queries(const Heads &at, const Reads &reads, const Item &item, 
                 table.sin = turn + table.pairs;
                 rotate_head(table, 0, x);
             }
-            for (int i = 0; i < dims; i++) x[i] *= layer.scale;
-            if (at.kv_format == FORMAT_F32) {
-                std::memcpy(run.q + query * dims, x, sizeof(float) * dims);
-            } else {
-                uint32_t *pairs = (uint32_t *)run.q + query * (dims / 2);
-                for (int i = 0; i < dims / 2; i++) pairs[i] = bf16_pair(x[2 * i], x[2 * i + 1]);
-            }
+            scale_query(x, dims, layer.scale, at.kv_format, run.q, query);
             run.pos[query] = at.pos[row];
         }
     }
@@ -131,7 +146,7 @@ static void attend_tile(const Layer &layer, const void *keys, const void *values
         most = most > old ? most : old;
         Floats sums = {};
         for (int v = 0; v < 4; v++) {
-            Floats p = exponential(s[r][v] - most);
+            Floats p = F32 ? exponential(s[r][v] - most) : exponential_coarse(s[r][v] - most);
             if (!plain) p *= visible[v];
             if (!F32) p = as_floats(round_bf16(p));
             sums += p;
@@ -143,7 +158,7 @@ static void attend_tile(const Layer &layer, const void *keys, const void *values
             }
         }
         if (most != old) {
-            const float factor = exponential(splat(old - most))[0];
+            const float factor = std::exp(old - most);
             run.total[query] *= factor;
             float *o = run.o + query * layer.v_dim;
             for (int i = 0; i < layer.v_dim; i += LANES) store(o + i, load<Floats>(o + i) * factor);
@@ -223,7 +238,7 @@ INLINE void finish_query(const Layer &layer, int head, const float *o, float mos
         else total += std::exp(sink - most);
     }
     const float factor = total > 0.0f ? 1.0f / total : 0.0f;
-    for (int i = 0; i < layer.v_dim; i++) out[i] = o[i] * factor;
+    for (int i = 0; i < layer.v_dim; i += LANES) store(out + i, load<Floats>(o + i) * factor);
 }
 
 static void attend_item(const Heads &at, const Reads &reads, const Item &item, int head, Running &run) {
@@ -277,7 +292,8 @@ static void merge_row(const Heads &at, const Reads &reads, int64_t row) {
             if (partial[layer.v_dim + 1] == 0.0f) continue;
             const float factor = std::exp(partial[layer.v_dim] - most);
             total += partial[layer.v_dim + 1] * factor;
-            for (int d = 0; d < layer.v_dim; d++) o[d] += partial[d] * factor;
+            for (int d = 0; d < layer.v_dim; d += LANES)
+                store(o + d, multiply_add(load<Floats>(partial + d), splat(factor), load<Floats>(o + d)));
         }
         finish_query(layer, head, o, most, total, at.out + (row * layer.heads + head) * layer.v_dim);
     }

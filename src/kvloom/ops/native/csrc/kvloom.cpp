@@ -62,7 +62,7 @@ EXPORT void kvloom_quantize_rows(const float *x, int64_t rows, int32_t inputs, i
     operand.scales = scales;
     operand.counts = counts;
     operand.sums = sums;
-    for (int64_t row = 0; row < rows; row++) set_operand(operand, row, x + row * inputs);
+    for (int64_t row = 0; row < rows; row++) set_operand(operand, row, x + row * inputs, 0, inputs);
 }
 
 EXPORT int64_t kvloom_operand_bytes(int64_t rows, int32_t format, int32_t inputs) {
@@ -88,7 +88,7 @@ EXPORT void kvloom_gate(int32_t activation, const float *gate, const float *up, 
         int64_t first, stop;
         share_of(team, rows, first, stop);
         for (int64_t row = first; row < stop; row++)
-            gate_row(activation, gate ? gate + row * width : nullptr, up + row * width, width, out + row * width);
+            gate_part(activation, gate ? gate + row * width : nullptr, up + row * width, out + row * width, 0, width);
     });
 }
 

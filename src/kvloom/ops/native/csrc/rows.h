@@ -22,21 +22,24 @@ struct Operand {
 
 INLINE bool is_coded(int32_t format) { return format == FORMAT_INT8 || format == FORMAT_INT4; }
 
-static void set_operand(const Operand &operand, int64_t row, const float *x) {
+// Sets the values `first` to `stop` of a row, which are whole groups, or end at the row's end.
+static void set_operand(const Operand &operand, int64_t row, const float *x, int first, int stop) {
     const int n = operand.inputs;
     if (operand.format == FORMAT_F32) {
-        std::memcpy(operand.floats + row * n, x, sizeof(float) * n);
+        std::memcpy(operand.floats + row * n + first, x + first, sizeof(float) * (stop - first));
         return;
     }
     if (operand.format == FORMAT_BF16) {
         uint32_t *pairs = operand.pairs + row * ((n + 1) / 2);
-        for (int i = 0; i < n / 2; i++) pairs[i] = bf16_pair(x[2 * i], x[2 * i + 1]);
-        if (n % 2) pairs[n / 2] = bf16_pair(x[n - 1], 0.0f);
+        int i = first;
+        for (; i + LANES <= stop; i += LANES) store_bf16(pairs + i / 2, load<Floats>(x + i));
+        for (; i + 2 <= stop; i += 2) pairs[i / 2] = bf16_pair(x[i], x[i + 1]);
+        if (stop % 2) pairs[stop / 2] = bf16_pair(x[stop - 1], 0.0f);
         return;
     }
     const int groups = n / GROUP;
     int8_t *codes = operand.codes + row * n;
-    for (int g = 0; g < groups; g++) {
+    for (int g = first / GROUP; g < stop / GROUP; g++) {
         Floats low = load<Floats>(x + g * GROUP), high = load<Floats>(x + g * GROUP + LANES);
         float most = largest_magnitude(low, high);
         if (most < 1e-36f) most = 0.0f;  // 127 divided by less is no fp32 number
@@ -48,17 +51,19 @@ static void set_operand(const Operand &operand, int64_t row, const float *x) {
         typedef int8_t Small __attribute__((vector_size(16)));
         store(codes + g * GROUP, __builtin_convertvector(a, Small));
         store(codes + g * GROUP + LANES, __builtin_convertvector(b, Small));
-        Ints both = a + b;
-        int32_t count = 0;
-        UNROLL for (int i = 0; i < LANES; i++) count += both[i];
+        const int32_t count = sum_of_ints(a + b);
         operand.scales[row * groups + g] = scale;
         operand.sums[row * groups + g] = scale * (float)count;
         operand.counts[row * groups + g] = count;
     }
 }
 
-// Norms `width` values of x into y, which may be x.
-static void norm_row(const Norm &norm, const float *x, float *y) {
+struct Spread {  // of a row: what a norm subtracts, and multiplies by
+    float mean;
+    float factor;
+};
+
+static Spread spread_of(const Norm &norm, const float *x) {
     const int n = norm.width;
     float mean = 0.0f;
     if (norm.kind == NORM_LAYER) {
@@ -66,21 +71,37 @@ static void norm_row(const Norm &norm, const float *x, float *y) {
         for (int i = 0; i < n; i++) total += x[i];
         mean = total / n;
     }
-    Floats squares = {};
+    Floats squares[4] = {};
     int i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        Floats v = load<Floats>(x + i) - mean;
-        squares = multiply_add(v, v, squares);
-    }
-    float square = sum(squares);
+    for (; i + 4 * LANES <= n; i += 4 * LANES)
+        UNROLL for (int v = 0; v < 4; v++) {
+            Floats y = load<Floats>(x + i + v * LANES) - mean;
+            squares[v] = multiply_add(y, y, squares[v]);
+        }
+    float square = sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
     for (; i < n; i++) square += (x[i] - mean) * (x[i] - mean);
-    const float factor = 1.0f / std::sqrt(square / n + norm.epsilon);
-    for (i = 0; i < n; i++) {
-        float v = (x[i] - mean) * factor;
+    return Spread{mean, 1.0f / std::sqrt(square / n + norm.epsilon)};
+}
+
+// Norms the values `first` to `stop` of x into y, which may be x.
+static void norm_part(const Norm &norm, const Spread &spread, const float *x, float *y, int first, int stop) {
+    int i = first;
+    for (; i + LANES <= stop; i += LANES) {
+        Floats v = (load<Floats>(x + i) - spread.mean) * spread.factor;
+        if (norm.weight) v *= load<Floats>(norm.weight + i);
+        if (norm.bias) v += load<Floats>(norm.bias + i);
+        store(y + i, v);
+    }
+    for (; i < stop; i++) {
+        float v = (x[i] - spread.mean) * spread.factor;
         if (norm.weight) v *= norm.weight[i];
         if (norm.bias) v += norm.bias[i];
         y[i] = v;
     }
+}
+
+static void norm_row(const Norm &norm, const float *x, float *y) {
+    norm_part(norm, spread_of(norm, x), x, y, 0, norm.width);
 }
 
 INLINE Floats activate(Floats x, int32_t kind) {
@@ -89,26 +110,20 @@ INLINE Floats activate(Floats x, int32_t kind) {
     return 0.5f * x * (1.0f + hyperbolic_tangent(root * (x + 0.044715f * x * x * x)));
 }
 
-// activation(gate) * up, or activation(up) where there is no gate.
-static void gate_row(int32_t kind, const float *gate, const float *up, int n, float *out) {
-    if (kind == ACTIVATION_GELU) {
-        for (int i = 0; i < n; i++) {
-            float x = gate ? gate[i] : up[i];
-            float y = 0.5f * x * (1.0f + std::erf(x * 0.7071067811865476f));
-            out[i] = gate ? y * up[i] : y;
+// activation(gate) * up, or activation(up) where there is no gate, for values `first` to `stop`.
+static void gate_part(int32_t kind, const float *gate, const float *up, float *out, int first, int stop) {
+    const float *inner = gate ? gate : up;
+    int i = first;
+    if (kind != ACTIVATION_GELU)
+        for (; i + LANES <= stop; i += LANES) {
+            Floats y = activate(load<Floats>(inner + i), kind);
+            store(out + i, gate ? y * load<Floats>(up + i) : y);
         }
-        return;
-    }
-    for (int i = 0; i < n; i += LANES) {
-        float buffer[LANES] = {};
-        const int count = n - i < LANES ? n - i : LANES;
-        std::memcpy(buffer, (gate ? gate : up) + i, sizeof(float) * count);
-        Floats y = activate(load<Floats>(buffer), kind);
-        if (gate) {
-            std::memcpy(buffer, up + i, sizeof(float) * count);
-            y *= load<Floats>(buffer);
-        }
-        std::memcpy(out + i, &y, sizeof(float) * count);
+    for (; i < stop; i++) {
+        const float x = inner[i];
+        const float y = kind == ACTIVATION_GELU ? 0.5f * x * (1.0f + std::erf(x * 0.7071067811865476f))
+                                                : activate(splat(x), kind)[0];
+        out[i] = gate ? y * up[i] : y;
     }
 }
 
@@ -116,8 +131,16 @@ static void rotate_head(const RopeTable &rope, int64_t row, float *x) {
     const float *cosines = rope.cos + row * rope.pairs, *sines = rope.sin + row * rope.pairs;
     float *first = x + rope.first_dim;
     const int step = rope.interleaved ? 2 : 1, apart = rope.interleaved ? 1 : rope.pairs;
-    for (int i = 0; i < rope.pairs; i++) {
-        float a = first[i * step], b = first[i * step + apart];
+    int i = 0;
+    if (!rope.interleaved)
+        for (; i + LANES <= rope.pairs; i += LANES) {
+            const Floats a = load<Floats>(first + i), b = load<Floats>(first + i + apart);
+            const Floats cosine = load<Floats>(cosines + i), sine = load<Floats>(sines + i);
+            store(first + i, a * cosine - b * sine);
+            store(first + i + apart, b * cosine + a * sine);
+        }
+    for (; i < rope.pairs; i++) {
+        const float a = first[i * step], b = first[i * step + apart];
         first[i * step] = a * cosines[i] - b * sines[i];
         first[i * step + apart] = b * cosines[i] + a * sines[i];
     }

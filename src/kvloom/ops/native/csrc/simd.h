@@ -63,6 +63,16 @@ INLINE float sum(Floats v) {
 #endif
 }
 
+INLINE int32_t sum_of_ints(Ints v) {
+#if LEVEL_AVX512
+    return _mm512_reduce_add_epi32((__m512i)v);
+#else
+    int32_t s = 0;
+    for (int i = 0; i < LANES; i++) s += v[i];
+    return s;
+#endif
+}
+
 INLINE float largest(Floats v) {
 #if LEVEL_AVX512
     return _mm512_reduce_max_ps((__m512)v);
@@ -126,6 +136,12 @@ INLINE Words round_bf16(Floats x) {  // in the upper half of each lane
     return (u + 0x7fffu + ((u >> 16) & 1u)) & 0xffff0000u;
 }
 
+// Rounds sixteen values and stores them as neighbouring bfloat16: pairs, the first one low.
+INLINE void store_bf16(void *p, Floats x) {
+    Halves half = __builtin_convertvector(round_bf16(x) >> 16, Halves);
+    store((uint16_t *)p, half);
+}
+
 // acc + a.low * b.low + a.high * b.high for pairs of bfloat16.
 INLINE Floats pair_product(Floats acc, uint32_t a, Words b) {
 #if LEVEL_AVX512 && defined(__AVX512BF16__)
@@ -155,6 +171,23 @@ INLINE Floats exponential(Floats x) {
     Ints exponent = __builtin_convertvector(n, Ints);
     Floats scaled = as_floats((Words)((Ints)p + (exponent << 23)));
     return x < -87.3f ? splat(0.0f) : scaled;
+}
+
+// exp for arguments of at most 0, to the precision of bfloat16: relative error below 2e-4.
+INLINE Floats exponential_coarse(Floats x) {
+#if LEVEL_AVX512
+    const __m512 y = _mm512_mul_ps((__m512)x, _mm512_set1_ps(1.44269504f));
+    const __m512 n = _mm512_roundscale_ps(y, 8);
+    const __m512 f = _mm512_sub_ps(y, n);
+    // 2^f on [-1/2, 1/2]: near-minimax cubic.
+    __m512 p = _mm512_set1_ps(0.05583828f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.24263948f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69313673f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.99992456f));
+    return (Floats)_mm512_scalef_ps(p, n);
+#else
+    return exponential(x);
+#endif
 }
 
 INLINE Floats hyperbolic_tangent(Floats x) {

@@ -72,21 +72,33 @@ static Buffers cut_workspace(const Model &model, int64_t rows, int64_t partials,
     return buffers;
 }
 
+// Calls work(row, first, stop) for a member's share of all rows' values, in whole groups.
+template <class Work> INLINE void share_values(const Team &team, int64_t rows, int width, Work work) {
+    const int parts = width % GROUP ? 1 : width / GROUP;
+    int64_t first, stop;
+    share_of(team, rows * parts, first, stop);
+    while (first < stop) {
+        const int64_t row = first / parts, begin = first % parts;
+        const int64_t end = stop - row * parts < parts ? stop - row * parts : parts;
+        if (parts == 1) work(row, 0, width);
+        else work(row, (int)begin * GROUP, (int)end * GROUP);
+        first = (row + 1) * parts;
+    }
+}
+
 // Norms rows and makes them the operand of the next product.
 static Operand operand_of(const Team &team, const Buffers &buffers, int64_t rows, const Norm &norm,
                           const float *x, int64_t stride, const Weight &weight) {
     Operand operand = cut_operand(buffers.operand, rows, weight.format, weight.inputs, nullptr);
-    int64_t first, stop;
-    share_of(team, rows, first, stop);
-    for (int64_t row = first; row < stop; row++) {
+    share_values(team, rows, weight.inputs, [&](int64_t row, int first, int stop) {
         const float *from = x + row * stride;
         if (norm.kind != NORM_NONE) {
             float *normed = buffers.normed + row * weight.inputs;
-            norm_row(norm, from, normed);
+            norm_part(norm, spread_of(norm, from), from, normed, first, stop);
             from = normed;
         }
-        set_operand(operand, row, from);
-    }
+        set_operand(operand, row, from, first, stop);
+    });
 #pragma omp barrier
     return operand;
 }
@@ -134,16 +146,14 @@ static void rotate_and_put(const Team &team, const Model &model, const Layer &la
 }
 
 // hidden (+)= norm(scale * branch)
-static void add_normed(const Team &team, const Step &step, const Norm &norm, const float *branch,
+static void add_normed(const Team &team, const Step &step, const Norm &norm, float *branch,
                        int64_t hidden, float scale) {
     int64_t first, stop;
     share_of(team, step.num_rows, first, stop);
     for (int64_t row = first; row < stop; row++) {
-        float normed[1 << 14];
-        const float *x = branch + row * hidden;
-        float *out = step.hidden + row * hidden;
-        norm_row(norm, x, normed);
-        for (int64_t i = 0; i < hidden; i++) out[i] += scale * normed[i];
+        float *x = branch + row * hidden, *out = step.hidden + row * hidden;
+        norm_row(norm, x, x);
+        for (int64_t i = 0; i < hidden; i++) out[i] += scale * x[i];
     }
 #pragma omp barrier
 }
@@ -167,13 +177,11 @@ static void run_mlp(const Team &team, const Buffers &buffers, const Model &model
     linear(team, operand, rows, &layer.up, 1, Target{buffers.up, width, false, 1.0f});
 #pragma omp barrier
     Operand inner = cut_operand(buffers.operand, rows, layer.down.format, layer.down.inputs, nullptr);
-    int64_t first, stop;
-    share_of(team, rows, first, stop);
-    for (int64_t row = first; row < stop; row++) {
+    share_values(team, rows, (int)width, [&](int64_t row, int first, int stop) {
         float *up = buffers.up + row * width;
-        gate_row(layer.activation, gated ? buffers.gate + row * width : nullptr, up, (int)width, up);
-        set_operand(inner, row, up);
-    }
+        gate_part(layer.activation, gated ? buffers.gate + row * width : nullptr, up, up, first, stop);
+        set_operand(inner, row, up, first, stop);
+    });
 #pragma omp barrier
     add_branch(team, buffers, model, layer, step, inner, layer.down, layer.output_norm);
 }
@@ -213,7 +221,7 @@ static void run_head(const Team &team, const Buffers &buffers, const Model &mode
     for (int64_t i = first; i < stop; i++) {
         float *normed = buffers.normed + i * model.hidden;
         norm_row(model.final_norm, step.hidden + (int64_t)step.logit_rows[i] * model.hidden, normed);
-        set_operand(operand, i, normed);
+        set_operand(operand, i, normed, 0, (int)model.hidden);
     }
 #pragma omp barrier
     linear(team, operand, rows, &model.head, 1, Target{step.logits, model.head.outputs, false, model.logit_scale});
