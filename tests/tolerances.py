@@ -17,6 +17,14 @@ TOLERANCE = {
     "bfloat16": {
         "attention": 5e-2,
         "logits": 6e-2,
+        "twin logits": 1e-2,
+    },
+    # Rounding in fp32 turns a row's code now and then, and each turned code goes its own way.
+    "int8": {
+        "twin logits": 3e-2,
+    },
+    "int4": {
+        "twin logits": 3e-2,
     },
     "float16": {
         "attention": 5e-3,

@@ -91,7 +91,8 @@ class TorchExecutor:
                 write(plan, layer.spec.index, k, v)
                 if step.observe is not None:
                     step.observe.observe(layer.spec.index, q, k, v)
-                return fold(plan, layer.spec, q, scale=layer.scale, sink=layer.sinks)
+                q = q.to(plan.pool.dtype)
+                return fold(plan, layer.spec, q, scale=layer.scale, sink=layer.sinks).float()
 
             x = run_layer(layer, x, plan.pos, attend, self._multiply)
         rows = torch.from_numpy(step.logit_rows)

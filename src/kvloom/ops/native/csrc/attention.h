@@ -96,9 +96,10 @@ static void describe_tile(const Piece &piece, int64_t tile, TileSlots &slots) {
     slots.low = piece.pos ? INT64_MIN : slots.origin + low;
     slots.high = piece.pos ? INT64_MAX : slots.origin + high - 1;
     for (int v = 0; v < 4; v++) {
-        Ints lane = lane_numbers() + v * LANES;
-        slots.pos[v] = lane;
+        Ints lane = lane_numbers() + v * LANES, nowhere = lane * 0 + INT32_MAX;
         Ints inside = (lane >= (int)low) & (lane < (int)high);
+        // What others left outside of the piece may be anything; no row sees that position.
+        slots.pos[v] = inside ? lane : nowhere;
         slots.bias[v] = inside ? splat(0.0f) : splat(NEVER);
         if (!piece.bias && !piece.pos) continue;
         for (int i = 0; i < LANES; i++) {
@@ -133,7 +134,7 @@ static void attend_tile(const Layer &layer, const void *keys, const void *values
         if (!plain) {
             // Compared relative to the tile, where 32 bits are enough at any position.
             const int64_t newest = pos - slots.origin, eldest = oldest == INT64_MIN ? INT32_MIN : oldest - slots.origin;
-            const int32_t up = (int32_t)(newest > INT32_MAX ? INT32_MAX : newest < -1 ? -1 : newest);
+            const int32_t up = (int32_t)(newest >= INT32_MAX ? INT32_MAX - 1 : newest < INT32_MIN ? INT32_MIN : newest);
             const int32_t down = (int32_t)(eldest < INT32_MIN ? INT32_MIN : eldest > INT32_MAX ? INT32_MAX : eldest);
             for (int v = 0; v < 4; v++) {
                 Ints seen = (slots.pos[v] <= up) & (slots.pos[v] >= down);

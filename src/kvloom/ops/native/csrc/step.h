@@ -110,12 +110,14 @@ static void rotate_and_put(const Team &team, const Model &model, const Layer &la
     const int vectors = layer.heads + 2 * layer.kv_heads;
     const RopeTable *rope = layer.rope < 0 ? nullptr : step.ropes + layer.rope;
     int64_t first, stop;
-    if (layer.q_norm.kind != NORM_NONE && layer.q_norm.width != layer.k_dim) {  // over all heads together
+    const bool whole_q = layer.q_norm.kind != NORM_NONE && layer.q_norm.width != layer.k_dim;
+    const bool whole_k = layer.k_norm.kind != NORM_NONE && layer.k_norm.width != layer.k_dim;
+    if (whole_q || whole_k) {  // over all heads together
         share_of(team, step.num_rows, first, stop);
         for (int64_t row = first; row < stop; row++) {
             float *x = step.qkv + row * width;
-            norm_row(layer.q_norm, x, x);
-            norm_row(layer.k_norm, x + q_width, x + q_width);
+            if (whole_q) norm_row(layer.q_norm, x, x);
+            if (whole_k) norm_row(layer.k_norm, x + q_width, x + q_width);
         }
 #pragma omp barrier
     }
