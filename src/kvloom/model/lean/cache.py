@@ -73,7 +73,10 @@ def load_packed(key: Mapping[str, Any], cache_dir: Path | None) -> PackedModel |
         return None
     try:
         return _load(folder, key)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
+        SafetensorError,
+    ) as error:
         logger.warning("the packed weights in %s cannot be used (%s); packing again", folder, error)
         return None
 
@@ -120,6 +123,7 @@ def _write(model: PackedModel, key: Mapping[str, Any], folder: Path) -> None:
         "format_version": FORMAT_VERSION,
         "key": dict(key),
         "model": content,
+        "digest": _digest(content),
         "files": {file.name: _stamp(file) for file in (path, tokenizer)},
     }
     write_json(folder / _MANIFEST, manifest)
@@ -144,6 +148,8 @@ def _load(folder: Path, key: Mapping[str, Any]) -> PackedModel:
     manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     if manifest["format_version"] != FORMAT_VERSION or manifest["key"] != dict(key):
         raise ValueError("it was made for another version or model")
+    if manifest["digest"] != _digest(manifest["model"]):
+        raise ValueError(f"{_MANIFEST} was changed")
     for name in (_WEIGHTS, _TOKENIZER):
         _check(folder / name, manifest["files"][name])
     path = folder / _WEIGHTS
@@ -166,6 +172,11 @@ def _load(folder: Path, key: Mapping[str, Any]) -> PackedModel:
             TokenizerFacts(**content["tokenizer"]),
         ),
     )
+
+
+def _digest(content: Any) -> str:
+    """Return a digest of facts, which JSON gives back as they were."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _stamp(path: Path) -> dict[str, Any]:
