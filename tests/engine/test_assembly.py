@@ -42,6 +42,7 @@ def test_a_folder_becomes_an_engine_that_knows_its_model(tiny_folder: Path) -> N
         ("max_running", "8"),
         ("max_waiting", -1),
         ("threads", 0),
+        ("threads", 100_000),
         ("threads", "2"),
         ("max_modellen", 5),
     ],

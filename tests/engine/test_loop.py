@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -258,3 +259,22 @@ def test_eight_threads_submit_and_cancel_and_none_is_mixed_up(loop: EngineLoop) 
     assert mailboxes(loop) == 0
     assert loop.call(lambda engine: engine.has_work).result(10) is False
     assert loop.call(free_blocks).result(10) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_process_is_told_and_the_engine_goes_on(loop: EngineLoop) -> None:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            loop.call(lambda engine: engine.has_work)
+            os.write(writing, b"no error")
+        except KvloomError as error:
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as answer:
+        assert b"spawn" in answer.read()
+    os.waitpid(child, 0)
+    assert loop.call(lambda engine: engine.has_work).result() is False

@@ -31,7 +31,7 @@ from kvloom.bench.prompts import (
     source_text,
     tokens_needed,
 )
-from kvloom.bench.results import Measurement, Sample, SpeedOptions, SpeedReport, TaskResult
+from kvloom.bench.results import DTYPES, Measurement, Sample, SpeedOptions, SpeedReport, TaskResult
 from kvloom.bench.tasks import FULL, QUICK, Task, choose_tasks, make_tasks, work_units
 from kvloom.bench.worker import WorkerError, WorkerProcess
 
@@ -117,11 +117,19 @@ def _prepare(
 def _load_request(options: SpeedOptions, loaded: Loaded, name: str) -> LoadRequest:
     return LoadRequest(
         model=options.model if name == OURS else loaded.model_path,
-        dtype=loaded.dtype,
+        dtype=options.dtype if name == OURS else _peer_dtype(loaded.dtype),
         threads=loaded.threads,
         kv_memory=options.kv_memory,
         settings=dict(options.settings),
     )
+
+
+def _peer_dtype(ours: str) -> str:
+    """Return the dtype of peers without a format of their own: kvloom's, or that of its folder.
+
+    Where kvloom computes with a file's codes, its folder holds them dequantised to float32.
+    """
+    return ours if ours in DTYPES else "float32"
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ import typer
 from kvloom.cli.flatten import flatten
 from kvloom.cli.peers import make_peers
 from kvloom.cli.progress import PlainLines
-from kvloom.cli.settings import ModelOption, size
+from kvloom.cli.settings import KVDTypeOption, ModelOption, QuantizationOption, size
 from kvloom.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ class RunOptions:
             "kvloom's choice."
         ),
     ] = "auto"
+    quantization: QuantizationOption = "auto"
+    kv_dtype: KVDTypeOption = "auto"
     rounds: Annotated[int, typer.Option(help="Measured rounds; one more warms up.")] = 3
     tasks: Annotated[
         str,
@@ -92,6 +94,7 @@ class RunOptions:
         if self.alone and self.peers:
             raise typer.BadParameter("--alone and --peers contradict each other; leave one out.")
         size(self.kv_memory)
+        quantization = None if self.quantization == "none" else self.quantization
         return SpeedOptions(
             model=self.model,
             peers=() if self.alone else _names(self.peers) or ("transformers",),
@@ -102,6 +105,7 @@ class RunOptions:
             threads=self.threads,
             kv_memory=self.kv_memory,
             timeout_s=self.timeout,
+            settings={"quantization": quantization, "kv_dtype": self.kv_dtype},
         )
 
 

@@ -6,6 +6,7 @@ Does not know: how requests reach the engine.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +182,8 @@ def set_threads(threads: int | None) -> None:
     """Let torch use so many CPU threads; this holds for the whole process.
 
     Raises:
-        RequestError: the number is not positive.
+        RequestError: the number is not positive, or above the cores that this process may use:
+            threads wait for each other awake, so that a thread without a core stops all others.
     """
     if threads is None:
         return
@@ -189,4 +191,16 @@ def set_threads(threads: int | None) -> None:
         raise RequestError(
             f"threads is {threads!r}; it must be an integer from 1.", param="threads"
         )
+    cores = usable_cores()
+    if threads > cores:
+        raise RequestError(
+            f"threads is {threads}, and this process may use {cores} cores; lower it.",
+            param="threads",
+        )
     torch.set_num_threads(threads)
+
+
+def usable_cores() -> int:
+    """Return how many logical cores this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1

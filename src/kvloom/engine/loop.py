@@ -7,6 +7,7 @@ Does not know: asyncio or tokens; a mailbox is any function that takes a batch o
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -42,6 +43,7 @@ class EngineLoop:
                 the requests whose receivers are gone.
         """
         self._flush = flush or (lambda: ())
+        self._process = os.getpid()
         self._tasks: deque[tuple[Future[Any], Callable[[Engine], Any]]] = deque()
         self._mailboxes: dict[str, Mailbox] = {}
         self._wake = threading.Condition()
@@ -58,8 +60,14 @@ class EngineLoop:
         """Run a function on the engine between two steps.
 
         Raises:
-            KvloomError: the engine was closed or has crashed.
+            KvloomError: the engine was closed or has crashed, or this process was forked from the
+                one that it runs in.
         """
+        if os.getpid() != self._process:
+            raise KvloomError(
+                "The engine's thread did not come along when this process was forked; make the "
+                "engine after the fork, or start processes with the method 'spawn'."
+            )
         future: Future[T] = Future()
         with self._wake:
             if self._crash is not None:

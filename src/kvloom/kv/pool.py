@@ -232,4 +232,5 @@ def _arena(
     # A tile is read whole, and what nobody wrote must be a number: fresh pages of the system are
     # zeros. They also start at a multiple of a cache line.
     nbytes = math.prod(shape) * dtype.itemsize
-    return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8).view(dtype).reshape(shape)
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=torch.uint8).view(dtype).reshape(shape)

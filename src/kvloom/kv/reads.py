@@ -148,7 +148,10 @@ def _joined(views: list[View]) -> tuple[View, ...]:
 def _cut(rows: np.ndarray, views: tuple[View, ...]) -> list[tuple[np.ndarray, tuple[View, ...]]]:
     """Cut an item along its slots, at multiples of whole tiles."""
     chunk = CHUNK_SLOTS if len(rows) <= FEW_ROWS else TALL_CHUNK_SLOTS
-    if sum(view.stop - view.start for view in views) <= chunk + PAGE_SLOTS:
+    slots = sum(view.stop - view.start for view in views)
+    while slots > ENOUGH_ITEMS * chunk:  # doubled, so that cuts seldom move while a text grows
+        chunk *= 2
+    if slots <= chunk + PAGE_SLOTS:
         return [(rows, views)]
     parts: list[tuple[View, ...]] = []
     pending: list[View] = []
@@ -173,6 +176,8 @@ def _cut(rows: np.ndarray, views: tuple[View, ...]) -> list[tuple[np.ndarray, tu
 
 def _numbered(items: list[tuple[np.ndarray, tuple[View, ...]]], num_rows: int) -> ReadPlan:
     """Give partial results to the items whose rows read in several of them."""
+    if num_rows == 1:  # a single request's decode step: the commonest, and the most hurried
+        return _numbered_alone(items)
     readers = np.zeros(num_rows, dtype=np.int32)
     for rows, _ in items:
         readers[rows] += 1
@@ -191,3 +196,13 @@ def _numbered(items: list[tuple[np.ndarray, tuple[View, ...]]], num_rows: int) -
         order = np.argsort(owner_of, kind="stable").astype(np.int32)
         offsets[1:] = np.cumsum(np.bincount(owner_of, minlength=num_rows))
     return ReadPlan(tuple(numbered), num_partials, offsets, order)
+
+
+def _numbered_alone(items: list[tuple[np.ndarray, tuple[View, ...]]]) -> ReadPlan:
+    """Do what `_numbered` does for a step of one row."""
+    count = len(items) if len(items) > 1 else 0
+    numbered = [
+        ReadItem(rows, views, number if count else -1) for number, (rows, views) in enumerate(items)
+    ]
+    offsets = np.array((0, count), dtype=np.int32)
+    return ReadPlan(tuple(numbered), count, offsets, np.arange(count, dtype=np.int32))

@@ -23,6 +23,7 @@ from kvloom.model.formats import FormatChoice, choose_formats
 from kvloom.model.lean.cache import PackedModel, load_packed, save_packed
 from kvloom.model.lean.explain import UnexplainedError
 from kvloom.model.lean.native import NativeExecutor
+from kvloom.model.lean.resident import make_resident
 from kvloom.model.lean.runner import LeanRunner
 from kvloom.model.load import LoadedModel, load_folder, prepare_folder
 from kvloom.model.passport import (
@@ -214,7 +215,7 @@ def _on_lean(
     choice: FormatChoice,
     library: NativeLibrary,
 ) -> OpenedModel:
-    executor = NativeExecutor(packed.decoder, library)
+    executor = NativeExecutor(make_resident(packed.decoder), library)
     text, facts = packed.tokenizer
     tokenizer = FastTokenizer.from_stored(text, facts, packed.eos_token_ids)
     digests = ModelDigests(packed.digests["weights"], packed.digests["config"], tokenizer.digest())

@@ -41,7 +41,7 @@ static void scale_query(const float *x, int dims, float scale, int32_t format, f
     uint32_t *pairs = (uint32_t *)queries + query * (dims / 2);
     int i = 0;
     for (; i + LANES <= dims; i += LANES) {
-        const Floats v = load<Floats>(x + i) * scale;
+        const Floats v = product(load<Floats>(x + i), splat(scale));
         if (format == FORMAT_F32) store(floats + i, v);
         else store_bf16(pairs + i / 2, v);
     }
@@ -96,11 +96,11 @@ static void describe_tile(const Piece &piece, int64_t tile, TileSlots &slots) {
     slots.low = piece.pos ? INT64_MIN : slots.origin + low;
     slots.high = piece.pos ? INT64_MAX : slots.origin + high - 1;
     for (int v = 0; v < 4; v++) {
-        Ints lane = lane_numbers() + v * LANES, nowhere = lane * 0 + INT32_MAX;
-        Ints inside = (lane >= (int)low) & (lane < (int)high);
+        Ints lane = lane_numbers() + v * LANES;
+        Ints inside = is_above(lane, splat_int((int)low - 1)) & is_above(splat_int((int)high), lane);
         // What others left outside of the piece may be anything; no row sees that position.
-        slots.pos[v] = inside ? lane : nowhere;
-        slots.bias[v] = inside ? splat(0.0f) : splat(NEVER);
+        slots.pos[v] = (lane & inside) | (splat_int(INT32_MAX) & ~inside);
+        slots.bias[v] = chosen(inside, splat(0.0f), splat(NEVER));
         if (!piece.bias && !piece.pos) continue;
         for (int i = 0; i < LANES; i++) {
             const int64_t slot = start + v * LANES + i - piece.first_slot;
@@ -137,9 +137,9 @@ static void attend_tile(const Layer &layer, const void *keys, const void *values
             const int32_t up = (int32_t)(newest >= INT32_MAX ? INT32_MAX - 1 : newest < INT32_MIN ? INT32_MIN : newest);
             const int32_t down = (int32_t)(eldest < INT32_MIN ? INT32_MIN : eldest > INT32_MAX ? INT32_MAX : eldest);
             for (int v = 0; v < 4; v++) {
-                Ints seen = (slots.pos[v] <= up) & (slots.pos[v] >= down);
-                s[r][v] = seen ? s[r][v] + slots.bias[v] : splat(NEVER);
-                visible[v] = s[r][v] > 0.5f * NEVER ? splat(1.0f) : splat(0.0f);
+                Ints hidden = is_above(slots.pos[v], splat_int(up)) | is_above(splat_int(down), slots.pos[v]);
+                s[r][v] = chosen(hidden, splat(NEVER), s[r][v] + slots.bias[v]);
+                visible[v] = chosen(is_below(splat(0.5f * NEVER), s[r][v]), splat(1.0f), splat(0.0f));
             }
         }
         const float old = run.most[query];
@@ -147,22 +147,21 @@ static void attend_tile(const Layer &layer, const void *keys, const void *values
         most = most > old ? most : old;
         Floats sums = {};
         for (int v = 0; v < 4; v++) {
-            Floats p = F32 ? exponential(s[r][v] - most) : exponential_coarse(s[r][v] - most);
+            Floats p = F32 ? exponential(difference(s[r][v], splat(most))) : exponential_coarse(difference(s[r][v], splat(most)));
             if (!plain) p *= visible[v];
             if (!F32) p = as_floats(round_bf16(p));
             sums += p;
             if (F32) {
                 store(weights + r * TILE + v * LANES, p);
             } else {
-                Halves half = __builtin_convertvector(as_words(p) >> 16, Halves);
-                store((uint16_t *)(pairs + r * (TILE / 2)) + v * LANES, half);
+                store((uint16_t *)(pairs + r * (TILE / 2)) + v * LANES, upper_halves(as_words(p)));
             }
         }
         if (most != old) {
             const float factor = std::exp(old - most);
             run.total[query] *= factor;
             float *o = run.o + query * layer.v_dim;
-            for (int i = 0; i < layer.v_dim; i += LANES) store(o + i, load<Floats>(o + i) * factor);
+            for (int i = 0; i < layer.v_dim; i += LANES) store(o + i, product(load<Floats>(o + i), splat(factor)));
             run.most[query] = most;
         }
         run.total[query] += sum(sums);

@@ -21,13 +21,60 @@ static const int PANEL = 64;       // outputs of a block of plain weights
 #if LEVEL_AVX512
 static const int CODED_ROWS = 8, PLAIN_ROWS = 6;
 #elif LEVEL_AVX2
-static const int CODED_ROWS = 4, PLAIN_ROWS = 2;
+static const int CODED_ROWS = 4, PLAIN_ROWS = 4;
 #else
 static const int CODED_ROWS = 2, PLAIN_ROWS = 2;
 #endif
 static const int ROW_BLOCK = 128;  // rows that stay in cache while a team member's weights pass
 
 // acc[r][v] += a[r] . b[v] over `steps` inputs (fp32) or pairs of inputs (bfloat16).
+#if LEVEL_AVX2
+// Sixteen lanes are two registers here, of sixteen: one vector of outputs at a time keeps the
+// accumulators of all rows in registers.
+template <int ROWS, int VECTORS>
+INLINE void multiply_floats(Floats (&acc)[ROWS][VECTORS], const float *a, int64_t stride,
+                            const float *b, int64_t width, int steps) {
+    for (int v = 0; v < VECTORS; v++) {
+        __m256 low[ROWS], high[ROWS];
+        UNROLL for (int r = 0; r < ROWS; r++) low[r] = half_of(acc[r][v], 0), high[r] = half_of(acc[r][v], 1);
+        for (int s = 0; s < steps; s++) {
+            const float *column = b + s * width + v * LANES;
+            const __m256 first = _mm256_loadu_ps(column), second = _mm256_loadu_ps(column + 8);
+            UNROLL for (int r = 0; r < ROWS; r++) {
+                const __m256 x = _mm256_broadcast_ss(a + r * stride + s);
+                low[r] = _mm256_fmadd_ps(x, first, low[r]);
+                high[r] = _mm256_fmadd_ps(x, second, high[r]);
+            }
+        }
+        UNROLL for (int r = 0; r < ROWS; r++) acc[r][v] = joined<Floats>(low[r], high[r]);
+    }
+}
+template <int ROWS, int VECTORS>
+INLINE void multiply_pairs(Floats (&acc)[ROWS][VECTORS], const uint32_t *a, int64_t stride,
+                           const uint32_t *b, int64_t width, int steps) {
+    const __m256i upper = _mm256_set1_epi32((int)0xffff0000u);
+    for (int v = 0; v < VECTORS; v++) {
+        __m256 low[ROWS], high[ROWS];
+        UNROLL for (int r = 0; r < ROWS; r++) low[r] = half_of(acc[r][v], 0), high[r] = half_of(acc[r][v], 1);
+        for (int s = 0; s < steps; s++) {
+            const __m256i *column = (const __m256i *)(b + s * width + v * LANES);
+            const __m256i first = _mm256_loadu_si256(column), second = _mm256_loadu_si256(column + 1);
+            const __m256 first_low = _mm256_castsi256_ps(_mm256_slli_epi32(first, 16));
+            const __m256 first_high = _mm256_castsi256_ps(_mm256_and_si256(first, upper));
+            const __m256 second_low = _mm256_castsi256_ps(_mm256_slli_epi32(second, 16));
+            const __m256 second_high = _mm256_castsi256_ps(_mm256_and_si256(second, upper));
+            UNROLL for (int r = 0; r < ROWS; r++) {
+                const __m256i pair = _mm256_set1_epi32((int)a[r * stride + s]);
+                const __m256 x = _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16));
+                const __m256 y = _mm256_castsi256_ps(_mm256_and_si256(pair, upper));
+                low[r] = _mm256_fmadd_ps(y, first_high, _mm256_fmadd_ps(x, first_low, low[r]));
+                high[r] = _mm256_fmadd_ps(y, second_high, _mm256_fmadd_ps(x, second_low, high[r]));
+            }
+        }
+        UNROLL for (int r = 0; r < ROWS; r++) acc[r][v] = joined<Floats>(low[r], high[r]);
+    }
+}
+#else
 template <int ROWS, int VECTORS>
 INLINE void multiply_floats(Floats (&acc)[ROWS][VECTORS], const float *a, int64_t stride,
                             const float *b, int64_t width, int steps) {
@@ -52,6 +99,7 @@ INLINE void multiply_pairs(Floats (&acc)[ROWS][VECTORS], const uint32_t *a, int6
         }
     }
 }
+#endif
 
 struct Target {
     float *out;      // first output of row 0
@@ -89,9 +137,7 @@ static void coded_block(const Operand &x, int64_t row, const Weight &weight, int
         Floats scale, minimum = {};
         if (INT4) {
             UNROLL for (int j = 0; j < 4; j++) {
-                Bytes both = load<Bytes>(codes + 64 * j);
-                group[2 * j] = both & 15;
-                group[2 * j + 1] = (Bytes)((Words)both >> 4) & 15;
+                split_nibbles(load<Bytes>(codes + 64 * j), group[2 * j], group[2 * j + 1]);
             }
             scale = from_fp16((const uint16_t *)(codes + 256));
             minimum = from_fp16((const uint16_t *)(codes + 288));
@@ -106,7 +152,7 @@ static void coded_block(const Operand &x, int64_t row, const Weight &weight, int
             const int64_t place = (row + r) * groups + g;
             const int8_t *values = x.codes + (row + r) * x.inputs + g * GROUP;
             Ints products = INT4 ? group_int4(group, values) : group_int8(group, values, x.counts[place]);
-            acc[r] = multiply_add(to_floats(products), scale * x.scales[place], acc[r]);
+            acc[r] = multiply_add(to_floats(products), product(scale, splat(x.scales[place])), acc[r]);
             if (INT4) acc[r] = multiply_add(minimum, splat(x.sums[place]), acc[r]);
         }
     }

@@ -46,11 +46,10 @@ static void set_operand(const Operand &operand, int64_t row, const float *x, int
         if (!(most < INFINITY)) low = high = Floats{};  // the scale alone makes the product NaN
         float scale = most / 127.0f, inverse = most > 0.0f ? 127.0f / most : 0.0f;
         const float magic = 12582912.0f;  // rounds to the nearest integer, ties to even
-        Ints a = __builtin_convertvector((low * inverse + magic) - magic, Ints);
-        Ints b = __builtin_convertvector((high * inverse + magic) - magic, Ints);
-        typedef int8_t Small __attribute__((vector_size(16)));
-        store(codes + g * GROUP, __builtin_convertvector(a, Small));
-        store(codes + g * GROUP + LANES, __builtin_convertvector(b, Small));
+        Ints a = to_ints(difference(multiply_add(low, splat(inverse), splat(magic)), splat(magic)));
+        Ints b = to_ints(difference(multiply_add(high, splat(inverse), splat(magic)), splat(magic)));
+        store(codes + g * GROUP, to_smalls(a));
+        store(codes + g * GROUP + LANES, to_smalls(b));
         const int32_t count = sum_of_ints(a + b);
         operand.scales[row * groups + g] = scale;
         operand.sums[row * groups + g] = scale * (float)count;
@@ -75,7 +74,7 @@ static Spread spread_of(const Norm &norm, const float *x) {
     int i = 0;
     for (; i + 4 * LANES <= n; i += 4 * LANES)
         UNROLL for (int v = 0; v < 4; v++) {
-            Floats y = load<Floats>(x + i + v * LANES) - mean;
+            Floats y = difference(load<Floats>(x + i + v * LANES), splat(mean));
             squares[v] = multiply_add(y, y, squares[v]);
         }
     float square = sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
@@ -87,8 +86,8 @@ static Spread spread_of(const Norm &norm, const float *x) {
 static void norm_part(const Norm &norm, const Spread &spread, const float *x, float *y, int first, int stop) {
     int i = first;
     for (; i + LANES <= stop; i += LANES) {
-        Floats v = (load<Floats>(x + i) - spread.mean) * spread.factor;
-        if (norm.weight) v *= load<Floats>(norm.weight + i);
+        Floats v = product(difference(load<Floats>(x + i), splat(spread.mean)), splat(spread.factor));
+        if (norm.weight) v = product(v, load<Floats>(norm.weight + i));
         if (norm.bias) v += load<Floats>(norm.bias + i);
         store(y + i, v);
     }

@@ -36,18 +36,100 @@ template <class V, class T> INLINE V load(const T *p) {
 }
 template <class V, class T> INLINE void store(T *p, const V &v) { std::memcpy(p, &v, sizeof(V)); }
 
-INLINE Floats splat(float x) { return Floats{} + x; }
-INLINE Ints splat_int(int32_t x) { return Ints{} + x; }
-INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
 INLINE Floats as_floats(Words x) { return (Floats)x; }
 INLINE Words as_words(Floats x) { return (Words)x; }
+typedef int8_t Smalls __attribute__((vector_size(16)));
+
+// What GCC takes apart lane by lane where a vector is wider than the registers.
+#if LEVEL_AVX2
+INLINE __m256 half_of(const Floats &v, int half) { return _mm256_loadu_ps((const float *)&v + 8 * half); }
+INLINE __m256i half_of(const Ints &v, int half) { return _mm256_loadu_si256((const __m256i *)&v + half); }
+INLINE __m256i half_of(const Words &v, int half) { return _mm256_loadu_si256((const __m256i *)&v + half); }
+INLINE __m256i half_of(const Bytes &v, int half) { return _mm256_loadu_si256((const __m256i *)&v + half); }
+template <class V, class H> INLINE V joined(H low, H high) {
+    V v;
+    std::memcpy(&v, &low, 32);
+    std::memcpy((char *)&v + 32, &high, 32);
+    return v;
+}
+// Calls a function of halves on both halves of the arguments.
+template <class V, class Work, class... Args> INLINE V by_halves(Work work, const Args &...args) {
+    return joined<V>(work(half_of(args, 0)...), work(half_of(args, 1)...));
+}
+INLINE Floats splat(float x) { return joined<Floats>(_mm256_set1_ps(x), _mm256_set1_ps(x)); }
+INLINE Ints splat_int(int32_t x) { return joined<Ints>(_mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
+INLINE Floats product(Floats a, Floats b) {
+    return by_halves<Floats>([](__m256 x, __m256 y) { return _mm256_mul_ps(x, y); }, a, b);
+}
+INLINE Floats difference(Floats a, Floats b) {
+    return by_halves<Floats>([](__m256 x, __m256 y) { return _mm256_sub_ps(x, y); }, a, b);
+}
+INLINE Floats to_floats(Ints x) {
+    return by_halves<Floats>([](__m256i h) { return _mm256_cvtepi32_ps(h); }, x);
+}
+INLINE Ints to_ints(Floats x) {
+    return by_halves<Ints>([](__m256 h) { return _mm256_cvttps_epi32(h); }, x);
+}
+INLINE Floats larger(Floats a, Floats b) {
+    return by_halves<Floats>([](__m256 x, __m256 y) { return _mm256_max_ps(x, y); }, a, b);
+}
+INLINE Floats smaller(Floats a, Floats b) {
+    return by_halves<Floats>([](__m256 x, __m256 y) { return _mm256_min_ps(x, y); }, a, b);
+}
+INLINE Ints larger_int(Ints a, Ints b) {
+    return by_halves<Ints>([](__m256i x, __m256i y) { return _mm256_max_epi32(x, y); }, a, b);
+}
+INLINE Ints is_above(Ints a, Ints b) {
+    return by_halves<Ints>([](__m256i x, __m256i y) { return _mm256_cmpgt_epi32(x, y); }, a, b);
+}
+INLINE Ints is_below(Floats a, Floats b) {
+    auto work = [](__m256 x, __m256 y) { return _mm256_castps_si256(_mm256_cmp_ps(x, y, _CMP_LT_OQ)); };
+    return by_halves<Ints>(work, a, b);
+}
+INLINE Smalls to_smalls(Ints x) {
+    __m256i words = _mm256_packs_epi32(half_of(x, 0), half_of(x, 1));
+    words = _mm256_permute4x64_epi64(words, 0xd8);
+    return (Smalls)_mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+INLINE Halves upper_halves(Words x) {
+    __m256i low = _mm256_srli_epi32(half_of(x, 0), 16), high = _mm256_srli_epi32(half_of(x, 1), 16);
+    return (Halves)_mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+}
+INLINE void split_nibbles(Bytes both, Bytes &low, Bytes &high) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    low = by_halves<Bytes>([=](__m256i h) { return _mm256_and_si256(h, mask); }, both);
+    auto upper = [=](__m256i h) { return _mm256_and_si256(_mm256_srli_epi16(h, 4), mask); };
+    high = by_halves<Bytes>(upper, both);
+}
+#else
+INLINE Floats splat(float x) { return Floats{} + x; }
+INLINE Ints splat_int(int32_t x) { return Ints{} + x; }
+INLINE Floats product(Floats a, Floats b) { return a * b; }
+INLINE Floats difference(Floats a, Floats b) { return a - b; }
+INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
+INLINE Ints to_ints(Floats x) { return __builtin_convertvector(x, Ints); }
 INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+INLINE Ints larger_int(Ints a, Ints b) { return a > b ? a : b; }
+INLINE Ints is_above(Ints a, Ints b) { return a > b; }
+INLINE Ints is_below(Floats a, Floats b) { return a < b; }
+INLINE Smalls to_smalls(Ints x) { return __builtin_convertvector(x, Smalls); }
+INLINE Halves upper_halves(Words x) { return __builtin_convertvector(x >> 16, Halves); }
+INLINE void split_nibbles(Bytes both, Bytes &low, Bytes &high) {
+    low = both & 15;
+    high = (Bytes)((Words)both >> 4) & 15;
+}
+#endif
+// a where the mask's lane is -1, b where it is 0.
+INLINE Floats chosen(Ints mask, Floats a, Floats b) { return (Floats)((mask & (Ints)a) | (~mask & (Ints)b)); }
+
 INLINE Ints lane_numbers() { return Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 
 INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
 #if LEVEL_AVX512
     return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif LEVEL_AVX2
+    return by_halves<Floats>([](__m256 x, __m256 y, __m256 z) { return _mm256_fmadd_ps(x, y, z); }, a, b, c);
 #else
     return a * b + c;
 #endif
@@ -86,7 +168,7 @@ INLINE float largest(Floats v) {
 // The largest magnitude, compared as integers: NaN is above all numbers, so that it is not lost.
 INLINE float largest_magnitude(Floats a, Floats b) {
     Ints x = (Ints)as_words(a) & 0x7fffffff, y = (Ints)as_words(b) & 0x7fffffff;
-    Ints v = x > y ? x : y;
+    Ints v = larger_int(x, y);
 #if LEVEL_AVX512
     int32_t most = _mm512_reduce_max_epi32((__m512i)v);
 #else
@@ -138,8 +220,7 @@ INLINE Words round_bf16(Floats x) {  // in the upper half of each lane
 
 // Rounds sixteen values and stores them as neighbouring bfloat16: pairs, the first one low.
 INLINE void store_bf16(void *p, Floats x) {
-    Halves half = __builtin_convertvector(round_bf16(x) >> 16, Halves);
-    store((uint16_t *)p, half);
+    store((uint16_t *)p, upper_halves(round_bf16(x)));
 }
 
 // acc + a.low * b.low + a.high * b.high for pairs of bfloat16.
@@ -158,7 +239,7 @@ INLINE Floats pair_product(Floats acc, uint32_t a, Words b) {
 INLINE Floats exponential(Floats x) {
     const float magic = 12582912.0f;
     Floats clamped = smaller(larger(x, splat(-87.3f)), splat(88.3f));
-    Floats n = multiply_add(clamped, splat(1.44269504f), splat(magic)) - magic;
+    Floats n = difference(multiply_add(clamped, splat(1.44269504f), splat(magic)), splat(magic));
     Floats r = multiply_add(n, splat(-0.693359375f), clamped);
     r = multiply_add(n, splat(2.12194440e-4f), r);
     Floats p = splat(1.0f / 720.0f);
@@ -168,9 +249,9 @@ INLINE Floats exponential(Floats x) {
     p = multiply_add(p, r, splat(0.5f));
     p = multiply_add(p, r, splat(1.0f));
     p = multiply_add(p, r, splat(1.0f));
-    Ints exponent = __builtin_convertvector(n, Ints);
+    Ints exponent = to_ints(n);
     Floats scaled = as_floats((Words)((Ints)p + (exponent << 23)));
-    return x < -87.3f ? splat(0.0f) : scaled;
+    return chosen(is_below(x, splat(-87.3f)), splat(0.0f), scaled);
 }
 
 // exp for arguments of at most 0, to the precision of bfloat16: relative error below 2e-4.
@@ -216,19 +297,10 @@ INLINE Ints group_int8(const Bytes (&codes)[8], const int8_t *x, int32_t sum_x) 
     return group_int4(codes, x) - (128 * sum_x);
 }
 #elif LEVEL_AVX2
-INLINE __m256i half_of(const Bytes &codes, int half) {
-    return _mm256_loadu_si256((const __m256i *)((const char *)&codes + 32 * half));
-}
 INLINE __m256i four_of(const int8_t *x) {
     int32_t four;
     std::memcpy(&four, x, 4);
     return _mm256_set1_epi32(four);
-}
-INLINE Ints joined(__m256i low, __m256i high) {
-    Ints v;
-    std::memcpy(&v, &low, 32);
-    std::memcpy((char *)&v + 32, &high, 32);
-    return v;
 }
 INLINE Ints group_int4(const Bytes (&codes)[8], const int8_t *x) {
     __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
@@ -238,7 +310,7 @@ INLINE Ints group_int4(const Bytes (&codes)[8], const int8_t *x) {
         sums[half] = _mm256_add_epi16(sums[half], products);
     }
     __m256i ones = _mm256_set1_epi16(1);
-    return joined(_mm256_madd_epi16(sums[0], ones), _mm256_madd_epi16(sums[1], ones));
+    return joined<Ints>(_mm256_madd_epi16(sums[0], ones), _mm256_madd_epi16(sums[1], ones));
 }
 INLINE Ints group_int8(const Bytes (&codes)[8], const int8_t *x, int32_t) {
     __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
@@ -250,7 +322,7 @@ INLINE Ints group_int8(const Bytes (&codes)[8], const int8_t *x, int32_t) {
         __m256i products = _mm256_maddubs_epi16(_mm256_abs_epi8(signed_codes), values);
         sums[half] = _mm256_add_epi32(sums[half], _mm256_madd_epi16(products, ones));
     }
-    return joined(sums[0], sums[1]);
+    return joined<Ints>(sums[0], sums[1]);
 }
 #else
 INLINE Ints group_int4(const Bytes (&codes)[8], const int8_t *x) {

@@ -1,0 +1,73 @@
+"""Moves packed matrices into memory of large pages, through which they stream faster.
+
+Knows: how the system is asked for large pages, and that each matrix is moved once.
+Does not know: where the matrices came from.
+
+A step reads every weight once, and with pages of 4 KiB it spends a part of its time looking up
+where they lie, above all in a virtual machine (ADR 0011 has figures).
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kvloom.ops.decoder import Decoder
+from kvloom.ops.native.kernels import ALIGNMENT
+from kvloom.ops.packing import PackedWeight
+
+LARGE_PAGE = 2 * 2**20
+
+
+def make_resident(decoder: Decoder) -> Decoder:
+    """Return the decoder with copies of its codes in one stretch of large pages.
+
+    Where the system has none, the copies lie in ordinary pages.
+    """
+    codes = {weight.codes.data_ptr(): weight.codes for weight in _weights(decoder)}
+    sizes = {place: -(-tensor.numel() // ALIGNMENT) * ALIGNMENT for place, tensor in codes.items()}
+    memory = _large_pages(sum(sizes.values()))
+    moved: dict[int, Tensor] = {}
+    start = 0
+    for place, tensor in codes.items():
+        moved[place] = memory[start : start + tensor.numel()].copy_(tensor)
+        start += sizes[place]
+
+    def move(weight: PackedWeight) -> PackedWeight:
+        return replace(weight, codes=moved[weight.codes.data_ptr()])
+
+    layers = tuple(
+        replace(
+            layer,
+            q=move(layer.q),
+            k=move(layer.k),
+            v=move(layer.v),
+            output=move(layer.output),
+            gate=None if layer.gate is None else move(layer.gate),
+            up=move(layer.up),
+            down=move(layer.down),
+        )
+        for layer in decoder.layers
+    )
+    embedding, head = move(decoder.embedding), move(decoder.head)
+    return replace(decoder, layers=layers, embedding=embedding, head=head)
+
+
+def _weights(decoder: Decoder) -> list[PackedWeight]:
+    inner = [weight for layer in decoder.layers for _, weight in layer.weights()]
+    return [*inner, decoder.embedding, decoder.head]
+
+
+def _large_pages(nbytes: int) -> Tensor:
+    """Return uint8 memory (n,) that starts at a large page."""
+    size = -(-nbytes // LARGE_PAGE) * LARGE_PAGE + LARGE_PAGE
+    # Private: Linux gives large pages to shared memory only where it was mounted for them.
+    whole = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        whole.madvise(mmap.MADV_HUGEPAGE)
+    memory = torch.frombuffer(whole, dtype=torch.uint8)
+    start = -memory.data_ptr() % LARGE_PAGE
+    return memory[start : start + nbytes]
