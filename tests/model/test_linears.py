@@ -11,7 +11,13 @@ from hypothesis import given
 from torch import nn
 
 from kvloom.kv.doc import KVDoc
-from kvloom.model.linears import PackedLinear, pack_linears, packing_available
+from kvloom.model.linears import (
+    MOST_ROWS,
+    PackedLinear,
+    pack_linears,
+    packing_available,
+    rows_of_kernel,
+)
 from kvloom.model.probe import probe
 from tests.model.families import FAMILIES, build
 from tests.model.running import (
@@ -44,6 +50,21 @@ def test_a_packed_linear_equals_the_plain_one(rows, inputs, outputs, bias, dtype
     near = TOLERANCE[str(dtype).removeprefix("torch.")]["logits"]
     torch.testing.assert_close(packed(x), linear(x), rtol=near, atol=near)
     assert torch.equal(packed.weight, linear.weight)
+
+
+def test_a_product_of_many_rows_is_cut() -> None:
+    linear = nn.Linear(8, 5).requires_grad_(False)
+    x = torch.randn(2, 700, 8)
+    near = TOLERANCE["float32"]["logits"]
+    torch.testing.assert_close(PackedLinear(linear)(x), linear(x), rtol=near, atol=near)
+
+
+def test_few_numbers_of_rows_reach_the_kernels() -> None:
+    filled = [rows_of_kernel(count) for count in range(1, MOST_ROWS + 1)]
+    assert all(rows >= count for count, rows in enumerate(filled, 1))
+    assert filled == sorted(filled)
+    assert max(filled) == MOST_ROWS
+    assert len(set(filled)) <= 16
 
 
 def test_every_linear_of_a_model_is_packed_once():

@@ -16,6 +16,8 @@ from kvloom.model.trial import differs
 logger = logging.getLogger(__name__)
 _DTYPES = (torch.float32, torch.bfloat16)
 _TRIED_ROWS = (1, 17)
+MOST_ROWS = 512
+"""Products of more rows are cut."""
 
 
 class PackedLinear(nn.Module):
@@ -41,8 +43,30 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x · weightᵀ + bias for rows (…, in)."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
-        return out
+        rows = x.reshape(-1, self.in_features)
+        parts = [self._multiply(part) for part in rows.split(MOST_ROWS)]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return out.reshape(*x.shape[:-1], self.out_features)
+
+    def _multiply(self, rows: Tensor) -> Tensor:
+        count = len(rows)
+        filled = torch.nn.functional.pad(rows, (0, 0, 0, rows_of_kernel(count) - count))
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(
+            filled, self._packed, self.bias, "none", [], ""
+        )
+        return out[:count]
+
+
+def rows_of_kernel(count: int) -> int:
+    """Return how many rows a product of `count` rows is filled up to.
+
+    oneDNN keeps a kernel for every number of rows that it meets, at about half a megabyte each: a
+    few numbers keep memory flat.
+    """
+    if count <= 16:
+        return 1 << (count - 1).bit_length()
+    step = 16 if count <= 64 else 32 if count <= 128 else 64
+    return -(-count // step) * step
 
 
 def packing_available() -> bool:
