@@ -44,7 +44,7 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x · weightᵀ + bias for rows (…, in)."""
         rows = x.reshape(-1, self.in_features)
-        parts = [self._multiply(part) for part in rows.split(MOST_ROWS)]
+        parts = [self._multiply(part) for part in torch.split(rows, MOST_ROWS)]
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out.reshape(*x.shape[:-1], self.out_features)
 

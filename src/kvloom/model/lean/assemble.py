@@ -206,9 +206,7 @@ def _arrange(
     best = float("inf")
     for arrangement in _arrangements(len(parts.norms), numbers, guess):
         layer = _rearranged(layer, parts, arrangement)
-        found = run_layer(
-            layer, record.before, recording.pos, _self_attention(layer, recording.pos)
-        )
+        found = run_layer(layer, record.before, recording.pos, self_attention(layer, recording.pos))
         off = difference(found - record.before, record.after - record.before)
         if off <= TOLERANCE:
             return arrangement
@@ -257,7 +255,7 @@ def _arrangements(
                 yield Arrangement(order, True, scale)
 
 
-def _self_attention(layer: DecoderLayer, pos: Tensor) -> Attend:
+def self_attention(layer: DecoderLayer, pos: Tensor) -> Attend:
     """Return attention of a text to itself."""
     spec = layer.spec
 

@@ -35,6 +35,9 @@ class PackedStep:
         logit_rows: int64 packed rows whose logits are wanted.
         stop_layer: layers that run.
         observe: sees queries and keys of every layer, or None.
+        first_layer: the first layer that runs.
+        hidden: fp32 residual (s, e) that enters it, for proofs of single layers; the residual that
+            leaves the last one stands there afterwards. None embeds the tokens.
     """
 
     docs: Sequence[KVDoc]
@@ -44,6 +47,8 @@ class PackedStep:
     logit_rows: np.ndarray
     stop_layer: int
     observe: Observer | None = None
+    first_layer: int = 0
+    hidden: Tensor | None = None
 
 
 class Executor(Protocol):
@@ -84,8 +89,10 @@ class TorchExecutor:
     def run(self, step: PackedStep) -> Tensor:
         """Write K and V of the rows and return fp32 logits (wanted rows, v)."""
         plan = plan_fold(step.docs, step.pos, step.slots, self._windows)
-        x = run_embedding(self.decoder, torch.from_numpy(step.tokens))
-        for layer in self.decoder.layers[: step.stop_layer]:
+        x = step.hidden
+        if x is None:
+            x = run_embedding(self.decoder, torch.from_numpy(step.tokens))
+        for layer in self.decoder.layers[step.first_layer : step.stop_layer]:
 
             def attend(q: Tensor, k: Tensor, v: Tensor, layer: DecoderLayer = layer) -> Tensor:
                 write(plan, layer.spec.index, k, v)
@@ -95,6 +102,8 @@ class TorchExecutor:
                 return fold(plan, layer.spec, q, scale=layer.scale, sink=layer.sinks).float()
 
             x = run_layer(layer, x, plan.pos, attend, self._multiply)
+        if step.hidden is not None:
+            step.hidden.copy_(x)
         rows = torch.from_numpy(step.logit_rows)
         if not len(rows):
             return x.new_empty(0, self.decoder.vocab_size)

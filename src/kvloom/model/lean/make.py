@@ -21,6 +21,7 @@ from kvloom.model.lean.pack import GgufCodes, Packer
 from kvloom.model.lean.prove import (
     RECEIPT_TOKENS,
     check_chain,
+    check_layers,
     logits_of,
     receipt,
     receipt_text,
@@ -60,7 +61,9 @@ def make_packed(
     decoder = assemble_decoder(recording, packer, progress)
     if obstacle := native_obstacle(decoder, torch.float32):
         raise UnexplainedError(f"the compiled executor cannot do {obstacle}")
-    runner = LeanRunner(seam.spec, NativeExecutor(decoder, library))
+    executor = NativeExecutor(decoder, library)
+    check_layers(executor, decoder, recording)
+    runner = LeanRunner(seam.spec, executor)
     if progress is not None:
         progress("Measuring the packed weights", 0, 0)
     formats = set(_formats(decoder))

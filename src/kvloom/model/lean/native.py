@@ -115,21 +115,23 @@ class NativeExecutor:
         plans = self._plan(step)
         reads = [_ReadStructs(plans[window], rope) for window, rope in self._reads]
         hidden, qkv = self._row_buffers(num_rows)
+        if step.hidden is not None:
+            hidden = step.hidden
         logits = torch.empty(num_logits, self.decoder.vocab_size)
         logit_rows = step.logit_rows.astype(np.int32)
         partials = max(plan.num_partials for plan in plans.values())
         workspace = self._space(bound.model, max(num_rows, num_logits), partials)
         call = abi.Step(
             num_rows=num_rows,
-            first_layer=0,
+            first_layer=step.first_layer,
             stop_layer=step.stop_layer,
             num_logits=num_logits,
-            tokens=step.tokens.ctypes.data,
+            tokens=step.tokens.ctypes.data if step.hidden is None else None,
             pos=pos.ctypes.data,
             write_slots=slots.ctypes.data,
             ropes=ropes,
             reads=(abi.Reads * len(reads))(*(read.struct for read in reads)),
-            hidden=hidden.data_ptr(),
+            hidden=pointer(hidden),
             qkv=qkv.data_ptr(),
             logit_rows=logit_rows.ctypes.data,
             logits=logits.data_ptr(),

@@ -15,15 +15,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kvloom.ops.decoder import Decoder
+from kvloom.ops.decoder import Decoder, Norm
 from kvloom.ops.native.kernels import ALIGNMENT
 from kvloom.ops.packing import PackedWeight
 
 LARGE_PAGE = 2 * 2**20
+_NORMS = ("input_norm", "q_norm", "k_norm", "attention_norm", "mlp_norm", "output_norm")
 
 
 def make_resident(decoder: Decoder) -> Decoder:
-    """Return the decoder with copies of its codes in one stretch of large pages.
+    """Return a copy of the decoder with its codes in one stretch of large pages.
 
     Where the system has none, the copies lie in ordinary pages.
     """
@@ -37,11 +38,18 @@ def make_resident(decoder: Decoder) -> Decoder:
         start += sizes[place]
 
     def move(weight: PackedWeight) -> PackedWeight:
-        return replace(weight, codes=moved[weight.codes.data_ptr()])
+        return replace(
+            weight,
+            codes=moved[weight.codes.data_ptr()],
+            scales=_copied(weight.scales),
+            bias=_copied(weight.bias),
+        )
 
     layers = tuple(
         replace(
             layer,
+            **{name: _copied_norm(getattr(layer, name)) for name in _NORMS},
+            sinks=_copied(layer.sinks),
             q=move(layer.q),
             k=move(layer.k),
             v=move(layer.v),
@@ -53,7 +61,17 @@ def make_resident(decoder: Decoder) -> Decoder:
         for layer in decoder.layers
     )
     embedding, head = move(decoder.embedding), move(decoder.head)
-    return replace(decoder, layers=layers, embedding=embedding, head=head)
+    final_norm = _copied_norm(decoder.final_norm)
+    return replace(decoder, layers=layers, embedding=embedding, head=head, final_norm=final_norm)
+
+
+def _copied(tensor: Tensor | None) -> Tensor | None:
+    """Return a copy, so that nothing holds on to the file that was mapped."""
+    return None if tensor is None else tensor.clone()
+
+
+def _copied_norm(norm: Norm) -> Norm:
+    return replace(norm, weight=_copied(norm.weight), bias=_copied(norm.bias))
 
 
 def _weights(decoder: Decoder) -> list[PackedWeight]:
