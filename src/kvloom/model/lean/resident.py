@@ -20,7 +20,6 @@ from kvloom.ops.native.kernels import ALIGNMENT
 from kvloom.ops.packing import PackedWeight
 
 LARGE_PAGE = 2 * 2**20
-_NORMS = ("input_norm", "q_norm", "k_norm", "attention_norm", "mlp_norm", "output_norm")
 
 
 def make_resident(decoder: Decoder) -> Decoder:
@@ -48,7 +47,12 @@ def make_resident(decoder: Decoder) -> Decoder:
     layers = tuple(
         replace(
             layer,
-            **{name: _copied_norm(getattr(layer, name)) for name in _NORMS},
+            input_norm=_copied_norm(layer.input_norm),
+            q_norm=_copied_norm(layer.q_norm),
+            k_norm=_copied_norm(layer.k_norm),
+            attention_norm=_copied_norm(layer.attention_norm),
+            mlp_norm=_copied_norm(layer.mlp_norm),
+            output_norm=_copied_norm(layer.output_norm),
             sinks=_copied(layer.sinks),
             q=move(layer.q),
             k=move(layer.k),
