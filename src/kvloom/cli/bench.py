@@ -94,7 +94,11 @@ class RunOptions:
         if self.alone and self.peers:
             raise typer.BadParameter("--alone and --peers contradict each other; leave one out.")
         size(self.kv_memory)
-        quantization = None if self.quantization == "none" else self.quantization
+        settings: dict[str, str | None] = {}
+        if self.quantization != "auto":
+            settings["quantization"] = None if self.quantization == "none" else self.quantization
+        if self.kv_dtype != "auto":
+            settings["kv_dtype"] = self.kv_dtype
         return SpeedOptions(
             model=self.model,
             peers=() if self.alone else _names(self.peers) or ("transformers",),
@@ -105,7 +109,7 @@ class RunOptions:
             threads=self.threads,
             kv_memory=self.kv_memory,
             timeout_s=self.timeout,
-            settings={"quantization": quantization, "kv_dtype": self.kv_dtype},
+            settings=settings,
         )
 
 

@@ -98,10 +98,13 @@ def test_products_of_more_rows_than_stay_in_cache(library, format):
 
 
 def lost_subnormals(weight: PackedWeight, x: Tensor) -> Tensor:
-    """Return what a product misses where an instruction takes subnormal numbers for zero."""
+    """Return what a product misses where an instruction takes subnormal numbers for zero.
+
+    That is factors, products, and the sum behind every input.
+    """
     tiny = torch.finfo(torch.float32).tiny
     outer = unpack(weight).double().abs().sum(-1)
-    return tiny * (1 + x.double().abs().sum(-1, keepdim=True) + outer)
+    return tiny * (weight.inputs + x.double().abs().sum(-1, keepdim=True) + outer)
 
 
 def check_product(library, weight: PackedWeight, kinds: list[str], seed: int, count: int) -> None:
