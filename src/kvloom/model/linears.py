@@ -50,7 +50,8 @@ class PackedLinear(nn.Module):
 
     def _multiply(self, rows: Tensor) -> Tensor:
         count = len(rows)
-        filled = torch.nn.functional.pad(rows, (0, 0, 0, rows_of_kernel(count) - count))
+        missing = rows_of_kernel(count) - count
+        filled = torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
         out: Tensor = torch.ops.mkldnn._linear_pointwise(
             filled, self._packed, self.bias, "none", [], ""
         )
