@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvloom.kv.doc import KVDoc
-from kvloom.kv.reads import ReadPlan, plan_reads, row_ranges
-from kvloom.kv.views import View
+from kvloom.kv.reads import ReadPlan, plan_reads
+from kvloom.kv.views import View, row_ranges
 from tests.kv.steps import Step, step_of, steps
 from tests.kv.worlds import PLAIN, World, shown_slots, worlds
 

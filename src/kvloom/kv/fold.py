@@ -16,7 +16,7 @@ from torch import Tensor
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.pool import Pool
 from kvloom.kv.segment import visibility_mask
-from kvloom.kv.views import Reading, RowRange, View, read, share, views_of
+from kvloom.kv.views import Reading, View, read, row_ranges, share, views_of
 from kvloom.ops.partial import add_sink, attend, merge_into
 from kvloom.ops.rope import rotate, shift_table
 from kvloom.types import LayerSpec, Partial, Rope
@@ -85,7 +85,7 @@ def plan_fold(
         windows: every window that a layer of the model has.
     """
     pool = docs[0].pool
-    ranges = _row_ranges(pos)
+    ranges = row_ranges(pos)
     packed_pos = torch.from_numpy(np.concatenate(pos))
     views = [views_of(doc) for doc in docs]
     pieces = {}
@@ -162,16 +162,6 @@ def _partial(
         causal=piece.causal,
         softcap=layer.softcap,
     )
-
-
-def _row_ranges(pos: Sequence[np.ndarray]) -> list[RowRange]:
-    ranges, start = [], 0
-    for rows in pos:
-        ascending = len(rows) == 1 or bool((np.diff(rows) == 1).all())
-        low, high = (rows[0], rows[-1]) if ascending else (rows.min(), rows.max())
-        ranges.append(RowRange(start, start + len(rows), int(low), int(high), ascending))
-        start += len(rows)
-    return ranges
 
 
 def _pieces(readings: Sequence[Reading], pos: Tensor, window: int | None) -> tuple[Piece, ...]:

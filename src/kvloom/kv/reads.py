@@ -16,7 +16,7 @@ import numpy as np
 
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.pool import PAGE_SLOTS
-from kvloom.kv.views import Reading, RowRange, View, read, share, views_of
+from kvloom.kv.views import Reading, RowRange, View, join, read, share, views_of
 
 FEW_ROWS = 8
 """Items of at most so many rows are bound by memory, and cut along the slots."""
@@ -58,22 +58,6 @@ class ReadPlan:
     num_partials: int
     merge_offsets: np.ndarray
     merge_partials: np.ndarray
-
-
-def row_ranges(pos: Sequence[np.ndarray]) -> list[RowRange]:
-    """Return where each document's rows stand in the packed step, and at which positions."""
-    ranges, start = [], 0
-    for rows in pos:
-        count = len(rows)
-        if count == 1:
-            low = high = int(rows[0])
-            ascending = True
-        else:
-            ascending = bool((np.diff(rows) == 1).all())
-            low, high = (rows[0], rows[-1]) if ascending else (rows.min(), rows.max())
-        ranges.append(RowRange(start, start + count, int(low), int(high), ascending))
-        start += count
-    return ranges
 
 
 def plan_reads(
@@ -132,16 +116,7 @@ def _joined(views: list[View]) -> tuple[View, ...]:
         return (views[0],)
     joined: list[View] = []
     for view in sorted(views, key=lambda view: view.start):
-        last = joined[-1] if joined else None
-        if (
-            last is not None
-            and last.arrays is None
-            and view.arrays is None
-            and (last.stop, last.stop_pos, last.shift) == (view.start, view.first_pos, view.shift)
-        ):
-            joined[-1] = replace(last, stop=view.stop)
-        else:
-            joined.append(view)
+        join(joined, view)
     return tuple(joined)
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
+import numpy as np
+
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.segment import SlotArrays
 
@@ -87,6 +89,22 @@ class RowRange:
     ascending: bool
 
 
+def row_ranges(pos: Sequence[np.ndarray]) -> list[RowRange]:
+    """Return where each document's rows stand in the packed step, and at which positions."""
+    ranges, start = [], 0
+    for rows in pos:
+        count = len(rows)
+        if count == 1:
+            low = high = int(rows[0])
+            ascending = True
+        else:
+            ascending = bool((np.diff(rows) == 1).all())
+            low, high = (rows[0], rows[-1]) if ascending else (rows.min(), rows.max())
+        ranges.append(RowRange(start, start + count, int(low), int(high), ascending))
+        start += count
+    return ranges
+
+
 def views_of(doc: KVDoc) -> list[View]:
     """Return what a document shows, with neighbouring slots at neighbouring positions joined."""
     views: list[View] = []
@@ -100,12 +118,13 @@ def views_of(doc: KVDoc) -> list[View]:
                 first_pos = segment.base + edge + span.shift
                 first = segment.first_slot + edge
                 view = View(first, segment.first_slot + stop, first_pos, span.shift, arrays)
-                _join(views, view)
+                join(views, view)
             edge = stop if cut is None else cut.stop
     return views
 
 
-def _join(views: list[View], view: View) -> None:
+def join(views: list[View], view: View) -> None:
+    """Add a view, as a part of the last one where it goes on in slots and positions."""
     if views:
         last = views[-1]
         if (last.stop, last.stop_pos, last.shift) == (view.start, view.first_pos, view.shift) and (

@@ -85,7 +85,7 @@ class OpenedModel:
         kv_dtype: of the pools it works on.
         layout: of the pools it works on.
         runner_name: `seam`, or the lean runner's executor.
-        runner_note: why the seam runs, or what the lean runner's formats cost.
+        runner_note: why the seam runs; empty for the lean runner.
     """
 
     runner: Forward

@@ -7,7 +7,6 @@ reproduce what the seam computed from the same input.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations
@@ -35,8 +34,6 @@ from kvloom.ops.packing import PackedWeight, pack_plain
 from kvloom.ops.partial import add_sink, attend_plain
 from kvloom.ops.reference import Attend, run_layer
 from kvloom.ops.rows import normalize
-
-logger = logging.getLogger(__name__)
 
 Pack = Callable[[Tensor], PackedWeight]
 """Packs a matrix of the model, fp32 (outputs, inputs), in the format wanted."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from kvloom.kv.pool import Pool
-from kvloom.kv.reads import ReadPlan, plan_reads, row_ranges
-from kvloom.kv.views import View
+from kvloom.kv.reads import ReadPlan, plan_reads
+from kvloom.kv.views import View, row_ranges
 from kvloom.model.lean.executors import PackedStep
 from kvloom.ops.decoder import Decoder, DecoderLayer
 from kvloom.ops.native import abi

@@ -7,7 +7,6 @@ the kernels read.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from torch import Tensor
 from kvloom.ops.native.kernels import aligned
 from kvloom.ops.packing import GROUP, PackedWeight, pack_int4, pack_int8, quantize, unpack
 from kvloom.types import WeightFormat
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
