@@ -234,10 +234,8 @@ def test_pauses_and_company_change_no_output(decoder: TextDecoder, pauses: list[
     ]
 
     def advance(states: list[GenerationState]) -> None:
-        logits = torch.stack([fake_logits(state.token_ids) for state in states])
-        sampling = [state.sampling for state in states]
-        for state, drawn in zip(states, draw(logits, sampling, decoder.tokenizer), strict=True):
-            state.accept(drawn)
+        for state in states:
+            state.accept(draw(fake_logits(state.token_ids), state.sampling, decoder.tokenizer))
 
     alone = [begin(decoder, max_tokens=8, **extra) for extra in fields]
     for state in alone:

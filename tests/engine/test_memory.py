@@ -43,8 +43,8 @@ def test_promises_are_kept_until_the_next_step() -> None:
     memory = engine.memory
     first, second = admitted(engine, BOOKS[0][:65]), admitted(engine, BOOKS[1][:10])
     assert memory.promise(first, 65)
-    assert memory.promise(second, 10)
     assert not memory.promise(second, 180)
+    assert memory.promise(second, 10)
     memory.begin_step()
     assert memory.promise(second, 180)
     assert not memory.promise(first, 65)

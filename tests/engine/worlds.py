@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from kvloom.config import EngineConfig
 from kvloom.decode.detokenize import TextDecoder
-from kvloom.decode.draw import Draw, draw
+from kvloom.decode.draw import draw
 from kvloom.decode.state import DrawKey, SamplingState
 from kvloom.engine.engine import Engine
 from kvloom.engine.request import Computed, Event, Failed
@@ -63,8 +63,7 @@ def expected_completion(
     room = limit - len(prompt)
     most = min(params.max_tokens or room, room)
     while True:
-        (drawn,) = draw(oracle.logits([*prompt, *tokens])[None], [state], TOKENIZER)
-        assert isinstance(drawn, Draw)
+        drawn = draw(oracle.logits([*prompt, *tokens]), state, TOKENIZER)
         tokens.append(drawn.token_id)
         state.record(drawn.token_id)
         if len(tokens) >= params.min_tokens:

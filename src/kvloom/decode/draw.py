@@ -6,7 +6,6 @@ Does not know: text beyond single tokens, or when a generation ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -17,7 +16,6 @@ from kvloom.decode.logprobs import token_logprobs
 from kvloom.decode.penalties import penalise
 from kvloom.decode.sample import sample
 from kvloom.decode.state import SamplingState
-from kvloom.errors import KvloomError
 from kvloom.outputs import TokenLogprobs
 
 
@@ -34,33 +32,19 @@ class Draw:
     logprobs: TokenLogprobs | None = None
 
 
-def draw(
-    logits: Float[Tensor, "s v"], states: Sequence[SamplingState], tokenizer: TokenText
-) -> list[Draw | KvloomError]:
-    """Draw the next token of every row; a row that cannot be drawn gets its error instead.
+def draw(row: Float[Tensor, " v"], state: SamplingState, tokenizer: TokenText) -> Draw:
+    """Draw the next token of one sequence; no other sequence has a part in it.
 
     Args:
-        logits: the model's logits, one row per sequence; unchanged.
-        states: one per row; unchanged until the sequence accepts its token.
+        row: the model's logits; unchanged.
+        state: the sequence's; unchanged until it accepts its token.
         tokenizer: gives the texts of reported tokens.
+
+    Raises:
+        KvloomError: no token can be drawn from these logits.
     """
-    tokens = sample(penalise(logits, states), states)
-    draws: list[Draw | KvloomError] = []
-    for row, (token, state) in enumerate(zip(tokens, states, strict=True)):
-        alternatives = state.params.logprobs
-        if isinstance(token, KvloomError):
-            draws.append(token)
-        elif alternatives is None:
-            draws.append(Draw(token))
-        else:
-            draws.append(_described(logits[row : row + 1], token, alternatives, tokenizer))
-    return draws
-
-
-def _described(
-    logits: Tensor, token: int, alternatives: int, tokenizer: TokenText
-) -> Draw | KvloomError:
-    try:
-        return Draw(token, token_logprobs(logits, [token], [alternatives], tokenizer)[0])
-    except KvloomError as error:
-        return error
+    token = sample(penalise(row, state), state)
+    alternatives = state.params.logprobs
+    if alternatives is None:
+        return Draw(token)
+    return Draw(token, token_logprobs(row[None], [token], [alternatives], tokenizer)[0])

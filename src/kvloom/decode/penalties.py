@@ -7,8 +7,6 @@ Does not know: temperature, truncation or draws.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,23 +14,16 @@ from torch import Tensor
 from kvloom.decode.state import SamplingState
 
 
-def penalise(logits: Float[Tensor, "s v"], states: Sequence[SamplingState]) -> Float[Tensor, "s v"]:
+def penalise(row: Float[Tensor, " v"], state: SamplingState) -> Float[Tensor, " v"]:
     """Return the logits to sample from: the given tensor if nothing differs, else a copy.
 
     Args:
-        logits: the model's logits, one row per sequence.
-        states: one per row.
+        row: the model's logits for one sequence.
+        state: the sequence's.
     """
-    rows = [row for row, state in enumerate(states) if state.adjusts_logits]
-    if not rows:
-        return logits
-    adjusted = logits.clone()
-    for row in rows:
-        _adjust_(adjusted[row], states[row])
-    return adjusted
-
-
-def _adjust_(row: Float[Tensor, " v"], state: SamplingState) -> None:
+    if not state.adjusts_logits:
+        return row
+    row = row.clone()
     if len(state.bias_ids):
         row[state.bias_ids] += state.bias.to(row.dtype)
     if state.counts is not None:
@@ -40,6 +31,7 @@ def _adjust_(row: Float[Tensor, " v"], state: SamplingState) -> None:
         row[ids] = _penalised(row[ids], state.counts.counts, state)
     if state.masks_end:
         row[state.end_ids[state.end_ids < row.shape[0]]] = -torch.inf
+    return row
 
 
 def _penalised(values: Tensor, counts: Tensor, state: SamplingState) -> Tensor:

@@ -7,7 +7,7 @@ Does not know: penalties, which change logits before, or what the tokens mean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 import numpy as np
 import torch
@@ -22,30 +22,25 @@ from kvloom.params import SamplingParams
 FIRST_RANKS = 256
 
 
-def sample(
-    logits: Float[Tensor, "s v"], states: Sequence[SamplingState]
-) -> list[int | KvloomError]:
-    """Draw the next token of every row.
-
-    A row that cannot be sampled gets the error in its place, and the others their tokens. No row's
-    token depends on another row.
+def sample(row: Float[Tensor, " v"], state: SamplingState) -> int:
+    """Draw the next token of one sequence.
 
     Args:
-        logits: penalised logits, one row per sequence.
-        states: one per row; read, not changed.
+        row: penalised logits.
+        state: the sequence's; read, not changed.
+
+    Raises:
+        KvloomError: the largest logit is not a finite number.
     """
-    if not states:
-        return []
-    likeliest = logits.argmax(dim=-1)
-    peaks = logits.gather(1, likeliest[:, None])[:, 0].tolist()
-    tokens: list[int | KvloomError] = list(likeliest.tolist())
-    for row, (state, peak) in enumerate(zip(states, peaks, strict=True)):
-        if not np.isfinite(peak):
-            tokens[row] = unusable_logits(peak)
-        elif not (state.params.greedy or state.params.top_k == 1):
-            uniform = uniform_number(state.key, state.step)
-            tokens[row] = _draw(logits[row].float(), peak, state.params, uniform)
-    return tokens
+    # NumPy's argmax is several times faster than torch's, and returns the first of equal logits.
+    logits = row.float().cpu().numpy()
+    likeliest = int(logits.argmax())
+    peak = float(logits[likeliest])
+    if not math.isfinite(peak):
+        raise unusable_logits(peak)
+    if state.params.greedy or state.params.top_k == 1:
+        return likeliest
+    return _draw(row.float(), peak, state.params, uniform_number(state.key, state.step))
 
 
 def uniform_number(key: DrawKey, step: int) -> float:

@@ -124,6 +124,8 @@ class SamplingState:
         self.bias = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
         ends = sorted({*eos_token_ids, *params.stop_token_ids}) if params.min_tokens else []
         self.end_ids = torch.tensor(ends, dtype=torch.int64)
+        self._always_adjusts = self.counts is not None or bool(params.logit_bias)
+        self._masked_steps = params.min_tokens if ends else 0
 
     def record(self, token_id: int) -> None:
         """Take note of a generated token."""
@@ -134,9 +136,9 @@ class SamplingState:
     @property
     def masks_end(self) -> bool:
         """Whether the next token may not end the text."""
-        return self.step < self.params.min_tokens and len(self.end_ids) > 0
+        return self.step < self._masked_steps
 
     @property
     def adjusts_logits(self) -> bool:
         """Whether the next logits differ from the model's before they are sampled."""
-        return self.counts is not None or len(self.bias_ids) > 0 or self.masks_end
+        return self._always_adjusts or self.masks_end

@@ -76,6 +76,8 @@ class StopText:
             text: text that can no longer change.
             may_stop: False treats stop strings that are complete now as text.
         """
+        if not self._stops:
+            return text, None
         held, self._held = self._held + text, ""
         shown = ""
         while match := self._first_match(held):

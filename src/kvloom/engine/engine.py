@@ -246,7 +246,7 @@ class Engine:
             if request.params is None:
                 events += self._end(sequence, None)
             elif logits is not None:
-                drawing += [(member, logits[-1:]) for member in self._members(sequence)]
+                drawing += [(member, logits[-1]) for member in self._members(sequence)]
         return events + self._draw(drawing)
 
     def _members(self, sequence: Sequence) -> list[Sequence]:
@@ -287,18 +287,15 @@ class Engine:
         return fork
 
     def _draw(self, drawing: list[tuple[Sequence, Tensor]]) -> list[Event]:
-        if not drawing:
-            return []
-        states = [s.state_of_text.sampling for s, _ in drawing if s.state_of_text is not None]
-        rows = [row for _, row in drawing]
-        logits = rows[0] if len(rows) == 1 else torch.cat(rows)
-        drawn = draw(logits, states, self._decoder.tokenizer)
         events: list[Event] = []
-        for (sequence, _), token in zip(drawing, drawn, strict=True):
-            if sequence.ended:
+        for sequence, row in drawing:
+            state = sequence.state_of_text
+            if sequence.ended or state is None:
                 continue
-            if isinstance(token, KvloomError):
-                events += self._fail(sequence.request.request_id, token)
+            try:
+                token = draw(row, state.sampling, self._decoder.tokenizer)
+            except KvloomError as error:
+                events += self._fail(sequence.request.request_id, error)
             else:
                 events += self._accept(sequence, token)
         return events

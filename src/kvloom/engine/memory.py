@@ -44,10 +44,12 @@ class EngineMemory:
         self.queries = 0
         self._running: dict[Sequence, KVDoc] = {}
         self._promises: dict[Sequence, int] = {}
+        self._promised_blocks = 0
 
     def begin_step(self) -> None:
         """Forget the promises of the last step."""
         self._promises.clear()
+        self._promised_blocks = 0
 
     def admit(self, job: Job) -> Admission:
         """Give a waiting sequence its document, starting with the KV that is known already."""
@@ -89,19 +91,23 @@ class EngineMemory:
     def promise(self, job: Job, num_rows: int) -> bool:
         """Make sure that so many rows can be appended in this step."""
         assert isinstance(job, Sequence)
+        assert job not in self._promises, "promised a job twice in a step"
         self._promises[job] = num_rows
-        if self._promised_blocks() <= self.pool.free_blocks:
+        self._promised_blocks += self._running[job].blocks_needed(num_rows)
+        if self._promised_blocks <= self.pool.free_blocks:
             return True
         for doc in self._running.values():
             doc.shrink()
+        self._count_promises()
         if self._make_room(0):
             return True
         del self._promises[job]
+        self._count_promises()
         return False
 
     def limit_reserves(self) -> None:
         """Let documents take room ahead of their rows only where nobody was promised it."""
-        spare = self.pool.free_blocks - self._promised_blocks()
+        spare = self.pool.free_blocks - self._promised_blocks
         for sequence in self._promises:
             doc, request = self._running[sequence], sequence.request
             expected = len(request.prompt_tokens) + min(request.max_tokens, MAX_RESERVE)
@@ -114,6 +120,7 @@ class EngineMemory:
         assert isinstance(job, Sequence)
         self._promises.pop(job, None)
         self.detach(job).close()
+        self._count_promises()
 
     def detach(self, sequence: Sequence) -> KVDoc:
         """Take the document from a sequence and return it; the receiver owns it."""
@@ -186,8 +193,9 @@ class EngineMemory:
             # After a preemption in the middle of its prompt, more of it may be known.
             request.cached_tokens = max(request.cached_tokens or 0, known)
 
-    def _promised_blocks(self) -> int:
-        return sum(
+    def _count_promises(self) -> None:
+        """Add up the promised blocks again, after documents gave back what they had reserved."""
+        self._promised_blocks = sum(
             self._running[sequence].blocks_needed(num_rows)
             for sequence, num_rows in self._promises.items()
         )
@@ -197,7 +205,7 @@ class EngineMemory:
 
         Nothing is forgotten where that would not be enough.
         """
-        wanted = self._promised_blocks() + num_blocks
+        wanted = self._promised_blocks + num_blocks
         missing = wanted - self.pool.free_blocks
         if missing > 0 and wanted > self.pool.num_blocks - self._blocks_in_use(candidate):
             return False

@@ -154,7 +154,12 @@ class KVDoc:
         Raises:
             CapacityError: the pool has too few free blocks; the document is unchanged.
         """
-        return self._extend(tokens, None)
+        tail, count = self._tail, len(tokens)
+        if tail is None or tail.room < count:
+            return self._extend(tokens, None)
+        first = tail.append(tokens)
+        self._show(tail, count)
+        return np.arange(first, first + count, dtype=np.int64)
 
     def overlay(self, tokens: Sequence[int], pos: np.ndarray) -> np.ndarray:
         """Put tokens at positions of their own, over whatever the document shows there.
@@ -366,12 +371,14 @@ class KVDoc:
         return Segment(self.pool, first, capacity, base=base, origin=lineage)
 
     def _show(self, tail: Segment, num_tokens: int) -> None:
-        last = self.spans[-1] if self.spans else None
+        number, spans, length = self.version.number + 1, self.spans, self.length + num_tokens
+        last = spans[-1] if spans else None
         if last is not None and last.segment is tail:
-            grown = replace(last, stop=last.stop + num_tokens)
-            self._commit((*self.spans[:-1], grown))
+            grown = Span(tail, last.start, last.stop + num_tokens, last.shift, last.hidden)
+            spans = (*spans[:-1], grown)
         else:
-            self._commit((*self.spans, Span(tail, 0, num_tokens)))
+            spans = (*spans, Span(tail, 0, num_tokens))
+        self.version = DocVersion(number, spans, length)
 
     def _drop_tail(self) -> None:
         assert self._tail is not None

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kvloom.kv.doc import KVDoc
-from kvloom.kv.pool import PAGE_SLOTS
+from kvloom.kv.pool import PAGE_SLOTS, blocks_for
 from kvloom.kv.views import Reading, RowRange, View, join, read, share, views_of
 
 FEW_ROWS = 8
@@ -52,12 +52,14 @@ class ReadPlan:
         num_partials: rows of partial results.
         merge_offsets: int32 (rows + 1,), where each packed row's partials start.
         merge_partials: int32, rows of partial results by packed row.
+        by_tiles: there were so few items that they were cut between tiles, or may be.
     """
 
     items: tuple[ReadItem, ...]
     num_partials: int
     merge_offsets: np.ndarray
     merge_partials: np.ndarray
+    by_tiles: bool
 
 
 def plan_reads(
@@ -79,9 +81,10 @@ def plan_reads(
             (packed[start : start + rows_per_item], views)
             for start in range(0, len(packed), rows_per_item)
         ]
-    if len(items) < ENOUGH_ITEMS:
+    by_tiles = len(items) < ENOUGH_ITEMS
+    if by_tiles:
         items = [part for item in items for part in _cut(*item)]
-    return _numbered(items, ranges[-1].stop)
+    return _numbered(items, ranges[-1].stop, by_tiles)
 
 
 def _groups(
@@ -121,12 +124,12 @@ def _joined(views: list[View]) -> tuple[View, ...]:
 
 
 def _cut(rows: np.ndarray, views: tuple[View, ...]) -> list[tuple[np.ndarray, tuple[View, ...]]]:
-    """Cut an item along its slots, at multiples of whole tiles."""
-    chunk = CHUNK_SLOTS if len(rows) <= FEW_ROWS else TALL_CHUNK_SLOTS
-    slots = sum(view.stop - view.start for view in views)
-    while slots > ENOUGH_ITEMS * chunk:  # doubled, so that cuts seldom move while a text grows
+    """Cut an item along its slots, between tiles."""
+    chunk = (CHUNK_SLOTS if len(rows) <= FEW_ROWS else TALL_CHUNK_SLOTS) // PAGE_SLOTS
+    tiles = sum(_tiles(view.start, view.stop) for view in views)
+    while tiles > ENOUGH_ITEMS * chunk:  # doubled, so that cuts seldom move while a text grows
         chunk *= 2
-    if slots <= chunk + PAGE_SLOTS:
+    if tiles <= chunk + 1:
         return [(rows, views)]
     parts: list[tuple[View, ...]] = []
     pending: list[View] = []
@@ -134,14 +137,12 @@ def _cut(rows: np.ndarray, views: tuple[View, ...]) -> list[tuple[np.ndarray, tu
     for view in views:
         start = view.start
         while start < view.stop:
-            edge = (start // PAGE_SLOTS) * PAGE_SLOTS + room
-            stop = min(view.stop, edge)
-            pending.append(
-                replace(view, start=start, stop=stop, first_pos=view.first_pos + start - view.start)
-            )
-            room -= stop - start
+            stop = min(view.stop, (start // PAGE_SLOTS + room) * PAGE_SLOTS)
+            first_pos = view.first_pos + start - view.start
+            pending.append(replace(view, start=start, stop=stop, first_pos=first_pos))
+            room -= _tiles(start, stop)
             start = stop
-            if room < PAGE_SLOTS:
+            if room == 0:
                 parts.append(tuple(pending))
                 pending, room = [], chunk
     if pending:
@@ -149,10 +150,17 @@ def _cut(rows: np.ndarray, views: tuple[View, ...]) -> list[tuple[np.ndarray, tu
     return [(rows, part) for part in parts]
 
 
-def _numbered(items: list[tuple[np.ndarray, tuple[View, ...]]], num_rows: int) -> ReadPlan:
+def _tiles(start: int, stop: int) -> int:
+    """Return how many tiles a stretch of slots touches."""
+    return blocks_for(stop) - start // PAGE_SLOTS
+
+
+def _numbered(
+    items: list[tuple[np.ndarray, tuple[View, ...]]], num_rows: int, by_tiles: bool
+) -> ReadPlan:
     """Give partial results to the items whose rows read in several of them."""
     if num_rows == 1:  # a single request's decode step: the commonest, and the most hurried
-        return _numbered_alone(items)
+        return _numbered_alone(items, by_tiles)
     readers = np.zeros(num_rows, dtype=np.int32)
     for rows, _ in items:
         readers[rows] += 1
@@ -170,14 +178,15 @@ def _numbered(items: list[tuple[np.ndarray, tuple[View, ...]]], num_rows: int) -
         owner_of = np.concatenate(owners)
         order = np.argsort(owner_of, kind="stable").astype(np.int32)
         offsets[1:] = np.cumsum(np.bincount(owner_of, minlength=num_rows))
-    return ReadPlan(tuple(numbered), num_partials, offsets, order)
+    return ReadPlan(tuple(numbered), num_partials, offsets, order, by_tiles)
 
 
-def _numbered_alone(items: list[tuple[np.ndarray, tuple[View, ...]]]) -> ReadPlan:
+def _numbered_alone(items: list[tuple[np.ndarray, tuple[View, ...]]], by_tiles: bool) -> ReadPlan:
     """Do what `_numbered` does for a step of one row."""
     count = len(items) if len(items) > 1 else 0
     numbered = [
         ReadItem(rows, views, number if count else -1) for number, (rows, views) in enumerate(items)
     ]
     offsets = np.array((0, count), dtype=np.int32)
-    return ReadPlan(tuple(numbered), count, offsets, np.arange(count, dtype=np.int32))
+    order = np.arange(count, dtype=np.int32)
+    return ReadPlan(tuple(numbered), count, offsets, order, by_tiles)

@@ -46,14 +46,16 @@ def placed(rows: Sequence[Rows]) -> Iterator[tuple[list[KVDoc], list[np.ndarray]
 
 def wanted_rows(rows: Sequence[Rows]) -> tuple[list[int], np.ndarray]:
     """Return how many logits each entry wants, and the packed rows that give them, int64."""
-    counts, places, start = [], [], 0
+    counts: list[int] = []
+    places: list[int] = []
+    stop = 0
     for entry in rows:
         length = len(entry.tokens)
         count = length if entry.logits == "all" else int(entry.logits == "last")
         counts.append(count)
-        places.append(np.arange(start + length - count, start + length, dtype=np.int64))
-        start += length
-    return counts, np.concatenate(places)
+        stop += length
+        places.extend(range(stop - count, stop))
+    return counts, np.array(places, dtype=np.int64)
 
 
 def split_logits(logits: Tensor, counts: Sequence[int]) -> StepOutput:
@@ -68,10 +70,15 @@ def split_logits(logits: Tensor, counts: Sequence[int]) -> StepOutput:
 
 def _take_slots(doc: KVDoc, entry: Rows) -> np.ndarray:
     """Return the slots of an entry's rows: behind the document, or over what stands there."""
-    tokens, end = entry.tokens.tolist(), doc.end_pos
-    if len(tokens) == int(entry.pos[-1]) + 1 - end and np.array_equal(
-        entry.pos, np.arange(end, end + len(tokens))
-    ):
+    tokens = entry.tokens.tolist()
+    if _continues(entry.pos, doc.end_pos):
         return doc.append(tokens)
     assert entry.write == "none", "rows that stay must continue their document"
     return doc.overlay(tokens, entry.pos)
+
+
+def _continues(pos: np.ndarray, end: int) -> bool:
+    """Whether rows stand one behind the other from a document's end on."""
+    if int(pos[0]) != end or int(pos[-1]) - end + 1 != len(pos):
+        return False
+    return len(pos) == 1 or bool((np.diff(pos) == 1).all())

@@ -87,6 +87,7 @@ class FastTokenizer:
         self.bos_token_id: int | None = tokenizer.bos_token_id
         self.vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
         self._to_bytes = _token_to_bytes(json.loads(self._backend.to_str())["decoder"])
+        self._known_bytes: dict[int, bytes] = {}
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the tokens of a text.
@@ -134,6 +135,12 @@ class FastTokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes a token stands for; none for special and unknown tokens."""
+        known = self._known_bytes.get(token_id)
+        if known is None:
+            known = self._known_bytes[token_id] = self._spell(token_id)
+        return known
+
+    def _spell(self, token_id: int) -> bytes:
         if token_id in self.special_ids:
             return b""
         if token_id in self._added_text:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 from kvloom.errors import CapacityError
 from kvloom.sched.job import Job, JobState, Memory
@@ -114,7 +115,7 @@ class Scheduler:
 
     def _oldest(self, *, decoding: bool) -> Iterator[Job]:
         jobs = [job for job in self.running if (job.pending == 1) == decoding]
-        return iter(sorted(jobs, key=lambda job: job.arrival))
+        return iter(sorted(jobs, key=attrgetter("arrival")))
 
     def _run(self, job: Job, num_rows: int, shares: dict[Job, int]) -> int:
         """Promise rows to a running job, at the expense of later ones; return how many it got."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.pool import Pool, block_bytes
+from kvloom.kv.reads import plan_reads
 from kvloom.model.lean.executors import Executor, TorchExecutor
 from kvloom.model.lean.native import MAX_QUERIES, NativeExecutor, native_obstacle
 from kvloom.model.lean.runner import LeanRunner
@@ -217,6 +218,48 @@ def test_half_precision_slots_are_as_near_as_their_rounding(library, seed, done,
     expected, _ = run_world(TorchExecutor(mixed(), "tiled"), HalfWorld, seed, done, wanted)
     found, _ = run_world(NativeExecutor(mixed(), library), HalfWorld, seed, done, wanted)
     close(found, expected, TOLERANCE["bfloat16"]["logits"])
+
+
+@settings(max_examples=10)
+@given(
+    seed=st.integers(0, 2**16),
+    done=deeds,
+    between=st.dictionaries(st.integers(0, 90), deeds.map(lambda some: some[0]), max_size=3),
+)
+def test_plans_that_grow_give_the_bits_of_fresh_ones(library, seed, done, between):
+    worlds_of_both = [HalfWorld(seed, SPECS, 60) for _ in range(2)]
+    for world in worlds_of_both:
+        for deed in done:
+            deed.do(world)
+    kept = NativeExecutor(mixed(), library)
+    wanted = [("decode", 1)] * 12
+    for number in range(90):
+        found = []
+        executors = (kept, NativeExecutor(mixed(), library))
+        for world, executor in zip(worlds_of_both, executors, strict=True):
+            if number in between:
+                between[number].do(world)
+            found.append(runner_of(executor).forward(rows_of_step(world, wanted)).logits)
+        for x, y in zip(*found, strict=True):
+            assert torch.equal(x, y)
+
+
+def test_a_growing_text_is_planned_once_a_tile(library, monkeypatch):
+    windows: list[int | None] = []
+
+    def counted(docs: Any, ranges: Any, window: int | None, most: int) -> Any:
+        windows.append(window)
+        return plan_reads(docs, ranges, window, most)
+
+    monkeypatch.setattr("kvloom.model.lean.native.plan_reads", counted)
+    world = TiledWorld(3, SPECS)
+    for length in (10, 70, 130):
+        world.new(0, length)
+    executor = NativeExecutor(mixed(), library)
+    for _ in range(128):
+        runner_of(executor).forward(rows_of_step(world, [("decode", 1)] * 3))
+    # The first step, and then every document enters a new tile twice.
+    assert windows.count(None) <= 1 + 3 * 2
 
 
 class Text:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kvloom.kv.doc import KVDoc
+from kvloom.kv.growth import Growth
 from kvloom.kv.pool import Pool
 from kvloom.kv.reads import ReadPlan, plan_reads
 from kvloom.kv.views import View, row_ranges
@@ -98,6 +100,8 @@ class NativeExecutor:
             (s.heads + s.kv_heads) * s.k_dim + s.kv_heads * s.v_dim for s in specs
         )
         self._bound: weakref.WeakKeyDictionary[Pool, _Bound] = weakref.WeakKeyDictionary()
+        self._growth = Growth()
+        self._planned: dict[int, _ReadStructs] = {}
         self._workspace = aligned_bytes(0)
         self._rows = torch.empty(0)
 
@@ -112,14 +116,13 @@ class NativeExecutor:
         num_rows, num_logits = len(step.tokens), len(step.logit_rows)
         pos, slots = _joined(step.pos), _joined(step.slots)
         ropes, tables = self._rope_tables(pos)
-        plans = self._plan(step)
-        reads = [_ReadStructs(plans[window], rope) for window, rope in self._reads]
+        reads = self._plan(step)
         hidden, qkv = self._row_buffers(num_rows)
         if step.hidden is not None:
             hidden = step.hidden
         logits = torch.empty(num_logits, self.decoder.vocab_size)
         logit_rows = step.logit_rows.astype(np.int32)
-        partials = max(plan.num_partials for plan in plans.values())
+        partials = max(read.struct.num_partials for read in reads)
         workspace = self._space(bound.model, max(num_rows, num_logits), partials)
         call = abi.Step(
             num_rows=num_rows,
@@ -159,12 +162,20 @@ class NativeExecutor:
             run_step(self.library, model, call, threads)
             step.observe.observe(index, *_split_qkv(qkv, len(step.tokens), layer))
 
-    def _plan(self, step: PackedStep) -> dict[int | None, ReadPlan]:
-        ranges = row_ranges(step.pos)
-        return {
-            window: plan_reads(step.docs, ranges, window, self._rows_per_item)
-            for window in dict.fromkeys(window for window, _ in self._reads)
-        }
+    def _plan(self, step: PackedStep) -> list[_ReadStructs]:
+        """Return what every kind of layer reads: the last step's plans where they only grow."""
+        in_tile = any(read.by_tiles for read in self._planned.values())
+        grows = self._growth.follows(step.docs, len(step.tokens), in_tile=in_tile)
+        plans: dict[int | None, ReadPlan] = {}
+        for index, (window, rope) in enumerate(self._reads):
+            if grows and window is None:
+                self._planned[index].grow()
+                continue
+            if window not in plans:
+                ranges = row_ranges(step.pos)
+                plans[window] = plan_reads(step.docs, ranges, window, self._rows_per_item)
+            self._planned[index] = _ReadStructs(plans[window], rope, step.docs)
+        return list(self._planned.values())
 
     def _rope_tables(self, pos: np.ndarray) -> tuple[ctypes.Array[abi.RopeTable], list[np.ndarray]]:
         """Return the tables of every rotation, and the arrays they point into.
@@ -259,8 +270,10 @@ class NativeExecutor:
 class _ReadStructs:
     """A read plan as C arrays, and the memory they point into."""
 
-    def __init__(self, plan: ReadPlan, rope: Rope | None) -> None:
+    def __init__(self, plan: ReadPlan, rope: Rope | None, docs: Sequence[KVDoc]) -> None:
         views = [view for item in plan.items for view in item.views]
+        ends = {doc.spans[-1].pool_slots[1] for doc in docs}
+        growing = [index for index, view in enumerate(views) if view.stop in ends]
         self._kept: list[Tensor] = []
         turns = self._turns(views, rope)
         self._pieces = np.zeros(len(views), dtype=_PIECE)
@@ -269,6 +282,8 @@ class _ReadStructs:
             turn = turns.get(view.shift, 0)
             first_pos, shift = view.first_pos, view.shift
             self._pieces[index] = (view.start, view.stop, first_pos, shift, turn, bias, pos)
+        self._growing = np.array(growing, dtype=np.intp)
+        self._stops = self._pieces["stop_slot"]
         self._items = np.zeros((len(plan.items), 6), dtype=np.int32)
         row = piece = 0
         for index, item in enumerate(plan.items):
@@ -278,6 +293,7 @@ class _ReadStructs:
         rows = [item.rows for item in plan.items]
         self._row_index = np.concatenate(rows) if rows else np.empty(0, dtype=np.int32)
         self._plan = plan
+        self.by_tiles = plan.by_tiles
         self.struct = abi.Reads(
             num_items=len(plan.items),
             num_partials=plan.num_partials,
@@ -287,6 +303,10 @@ class _ReadStructs:
             merge_offsets=plan.merge_offsets.ctypes.data,
             merge_partials=plan.merge_partials.ctypes.data,
         )
+
+    def grow(self) -> None:
+        """Let every document show one slot more."""
+        self._stops[self._growing] += 1
 
     def _turns(self, views: Sequence[View], rope: Rope | None) -> dict[int, int]:
         """Return by shift where its cosines and sines lie."""
