@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kvloom.kv.doc import KVDoc
+    from kvloom.kv.plan import EditPlan
 
 RopeLayout = Literal["half", "interleaved"]
 Positions = Literal["movable", "opaque", "absolute"]
@@ -308,18 +309,3 @@ class Edit(Protocol):
     def plan(self, doc: KVDoc) -> EditPlan:
         """Say what the edit does to the document; pure."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class EditPlan:
-    """What an edit comes to.
-
-    Attributes:
-        keep: tokens at the document's start that stay as they are.
-        shifts: (first token, last token + 1, positions to add) of stretches that move.
-        recompute: token ids to run after the kept part.
-    """
-
-    keep: int
-    shifts: tuple[tuple[int, int, int], ...] = ()
-    recompute: tuple[int, ...] = ()

@@ -12,9 +12,10 @@ import numpy as np
 
 from kvloom.engine.request import Sequence
 from kvloom.kv.copying import append_copies
-from kvloom.kv.doc import KVDoc, Span
+from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
 from kvloom.kv.pool import PAGE_SLOTS, Pool, blocks_for
+from kvloom.kv.span import Span
 from kvloom.reuse.prefix import PrefixTree, common_prefix
 from kvloom.sched.job import Admission, Job, JobState
 
