@@ -135,22 +135,23 @@ class KVDoc:
         self._commit((*(span.without(pos) for span in under), *over))
         return slots
 
-    def extend(self, spans: Sequence[Span]) -> None:
-        """Show further spans at the end, joined with what is there where they go on.
+    def extend(self, pieces: Sequence[Span]) -> None:
+        """Show pieces at the end, joined with what is there where they go on.
 
-        The spans stand behind the last token already; their segments are closed.
+        They are in reading order and stand behind the last token; their segments are closed.
         """
         assert not self._closed, "extended a closed document"
-        assert all(span.segment.closed for span in spans), "shared a segment still written"
+        assert all(piece.segment.closed for piece in pieces), "shared a segment still written"
         self.close_tail()
-        self._show_instead(assembled((*self.order, *reading_order(spans))))
+        order = (*self.order, *pieces)
+        self._show_instead(assembled(order), sum(piece.length for piece in order))
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens and let go of the rest at once."""
         assert 0 <= length <= self.length, "truncated to more than there is"
         if any(span.segment.placed for span in self.spans):
             self.close_tail()
-            self._show_instead(assembled(cut(self.order, 0, length)))
+            self._show_instead(assembled(cut(self.order, 0, length)), length)
             return
         if self._tail is not None and self._tail.length == 0 and length < self.length:
             self._drop_tail()
@@ -351,7 +352,7 @@ class KVDoc:
         self._tail.close()
         self._tail = None
 
-    def _show_instead(self, spans: tuple[Span, ...]) -> None:
+    def _show_instead(self, spans: tuple[Span, ...], length: int) -> None:
         """Own and show these spans, and let go of those shown before; the tail is closed."""
         pairs = zip(spans, self.spans, strict=False)
         same = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], pairs))
@@ -359,10 +360,14 @@ class KVDoc:
             self.pool.retain(*span.pool_slots)
         for span in self.spans[same:]:
             self.pool.release(*span.pool_slots)
-        self._commit(spans)
+        self._commit(spans, length)
 
     def _commit(self, spans: tuple[Span, ...], length: int | None = None) -> None:
         """Make spans the document's state; the length is counted where it is not given."""
-        if length is None:
-            length = sum(piece.length for piece in reading_order(spans))
-        self.version = DocVersion(self.version.number + 1, spans, length)
+        number = self.version.number + 1
+        if length is not None:
+            self.version = DocVersion(number, spans, length)
+            return
+        order = reading_order(spans)
+        self.version = DocVersion(number, spans, sum(piece.length for piece in order))
+        self._order = (self.version, order)

@@ -126,23 +126,18 @@ def reading_order(spans: Sequence[Span]) -> tuple[Span, ...]:
     overlays = [span for span in spans if span.segment.placed]
     if not overlays:
         return tuple(spans)
-    runs = sorted(_runs(overlays), key=lambda run: run.first_pos)
-    taken = np.concatenate([run.pos for run in runs])
+    runs, taken = _runs(overlays)
     order: list[Span] = []
-    upcoming = iter([*runs, None])
-    run = next(upcoming)
+    upcoming = 0
     for span in spans:
         if span.segment.placed:
             continue
         for part in _unreplaced(span, taken):
-            while run is not None and run.first_pos <= part.first_pos:
-                order.append(run)
-                run = next(upcoming)
+            while upcoming < len(runs) and runs[upcoming][0] <= part.first_pos:
+                order.append(runs[upcoming][1])
+                upcoming += 1
             order.append(part)
-    while run is not None:
-        order.append(run)
-        run = next(upcoming)
-    return tuple(order)
+    return (*order, *(run for _, run in runs[upcoming:]))
 
 
 def assembled(pieces: Iterable[Span]) -> tuple[Span, ...]:
@@ -177,10 +172,11 @@ def cut(pieces: Iterable[Span], start: int, stop: int) -> Iterator[Span]:
         place += piece.length
 
 
-def _runs(overlays: Sequence[Span]) -> Iterator[Span]:
-    """Yield what overlays show, cut where slots or positions do not go on.
+def _runs(overlays: Sequence[Span]) -> tuple[list[tuple[int, Span]], np.ndarray]:
+    """Return what overlays show, cut where slots or positions do not go on, and all positions.
 
-    Of several slots at one position the visible one counts; if none is, the last.
+    The runs are in order, each with its first position. Of several slots at one position the
+    visible one counts; if none is, the last.
     """
     pos = np.concatenate([span.pos for span in overlays])
     visible = np.concatenate([span.visible for span in overlays])
@@ -192,9 +188,12 @@ def _runs(overlays: Sequence[Span]) -> Iterator[Span]:
     pos, number, slot = pos[order], number[order], slot[order]
     breaks = (np.diff(pos) != 1) | (np.diff(number) != 0) | (np.diff(slot) != 1)
     edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(pos)]
+    runs = []
     for first, stop in pairwise(edges):
         start = int(slot[first])
-        yield overlays[int(number[first])].sub(start, start + stop - first)
+        run = overlays[int(number[first])].sub(start, start + stop - first)
+        runs.append((int(pos[first]), run))
+    return runs, pos
 
 
 def _unreplaced(span: Span, taken: np.ndarray) -> Iterator[Span]:
@@ -203,8 +202,12 @@ def _unreplaced(span: Span, taken: np.ndarray) -> Iterator[Span]:
     if not replaced.any():
         yield span
         return
+    pruned = bool((~span.visible & ~replaced).any())
     for start, stop in _ranges(~replaced, 0):
-        yield span.sub(start, stop)
+        if pruned:
+            yield span.sub(start, stop)
+        else:
+            yield replace(span, start=span.start + start, stop=span.start + stop, hidden=())
 
 
 def _continues(last: Span, piece: Span, taken: set[int]) -> bool:
@@ -213,8 +216,8 @@ def _continues(last: Span, piece: Span, taken: set[int]) -> bool:
         return False
     if piece.start == last.stop:
         return True
-    between = replace(last, start=last.stop, stop=piece.start, hidden=())
-    return taken.issuperset(between.pos.tolist())
+    between = range(last.stop, piece.start)
+    return all(last.segment.rotated_from(slot) + last.shift in taken for slot in between)
 
 
 def _joined(group: Sequence[Span]) -> Span:
