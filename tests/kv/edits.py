@@ -88,6 +88,11 @@ class Edited:
     def replace(self, a: int, b: int, c: int) -> None:
         self.cells[a:b] = self.run(edits.Replace(a, b, tuple(range(c % 40))))
 
+    def rewrite(self, a: int, b: int, c: int) -> None:
+        """Put as many tokens in as are taken out, so that nothing behind them moves."""
+        b = min(b, a + 1 + c % 5)
+        self.cells[a:b] = self.run(edits.Replace(a, b, tuple(range(b - a))))
+
     def move(self, a: int, b: int, c: int) -> None:
         to = c % (len(self.cells) - (b - a) + 1)
         self.run(edits.Move(a, b, to))
@@ -170,8 +175,9 @@ class Edited:
         return out, expected.o
 
 
-EVERY = ("insert", "delete", "replace", "move", "several", "splice", "truncate", "repair", "prune")
-names = st.sampled_from([*EVERY, "repair"])
+SMALL = ["insert", "delete", "rewrite", "truncate", "repair", "prune"]
+LARGE = ["replace", "move", "several", "splice"]
+names = st.sampled_from([*SMALL, *LARGE, "repair"])
 deeds = st.lists(
     st.tuples(names, st.tuples(st.integers(0, 999), st.integers(0, 999), st.integers(0, 999))),
     max_size=8,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from kvloom.errors import RequestError
@@ -188,6 +189,17 @@ def test_an_edit_touches_what_is_near_it(default_model_path) -> None:
     found = Retokenizer(tokenizer).edit_text(tokens, place, place + 3, "151", prove=True)
     assert found.canonical
     assert found.num_tokens == 1
+
+
+@pytest.mark.parametrize("length", [3, 100, 1001])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_change_that_reaches_far_is_followed(length: int, place: int) -> None:
+    backend = Tokenizer(models.BPE(vocab={"a": 0, "aa": 1}, merges=[("a", "a")]))
+    backend.decoder = decoders.Fuse()
+    tokenizer = FastTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
+    tokens = tokenizer.encode("a" * length, add_special_tokens=False)
+    found = Retokenizer(tokenizer).edit_text(tokens, place, place, "a", prove=True)
+    assert found.canonical
 
 
 @pytest.mark.shared_data
