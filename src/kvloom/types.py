@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kvloom.kv.doc import KVDoc
+    from kvloom.kv.plan import EditPlan
 
 RopeLayout = Literal["half", "interleaved"]
 Positions = Literal["movable", "opaque", "absolute"]
-WriteMode = Literal["append", "none"]
+WriteMode = Literal["append", "overlay", "none"]
 LogitsMode = Literal["none", "last", "all"]
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 KVLayout = Literal["plain", "tiled"]
@@ -204,8 +205,9 @@ class Rows:
         tokens: int64 token ids, shape (s,).
         pos: int64 positions, shape (s,).
         logits: which rows' logits are wanted.
-        write: `append` keeps K and V at the document's end, where `pos` must go on; `none` leaves
-            no trace, and its rows may stand anywhere, each position once, over what is there.
+        write: `append` keeps K and V at the document's end, where `pos` must go on; `overlay` keeps
+            them in place of what stands at these positions, each once; `none` leaves no trace, and
+            its rows may stand anywhere, each position once.
     """
 
     doc: KVDoc
@@ -308,18 +310,3 @@ class Edit(Protocol):
     def plan(self, doc: KVDoc) -> EditPlan:
         """Say what the edit does to the document; pure."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class EditPlan:
-    """What an edit comes to.
-
-    Attributes:
-        keep: tokens at the document's start that stay as they are.
-        shifts: (first token, last token + 1, positions to add) of stretches that move.
-        recompute: token ids to run after the kept part.
-    """
-
-    keep: int
-    shifts: tuple[tuple[int, int, int], ...] = ()
-    recompute: tuple[int, ...] = ()

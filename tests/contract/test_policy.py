@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvloom.kv.doc import KVDoc, Span
+from kvloom.kv.doc import KVDoc
 from kvloom.kv.fold import fold, plan_fold
+from kvloom.kv.span import Span
 from kvloom.types import Policy, SlotRange, Taint
 from tests.contract.cases import POLICIES
 from tests.doubles import Streaming

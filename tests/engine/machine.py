@@ -81,7 +81,7 @@ class AnyMix(RuleBasedStateMachine):
     def truncate(self, data: st.DataObject, length: int) -> None:
         held = data.draw(st.sampled_from(self.world.docs))
         plan = held.kv.apply(Truncate(min(length, held.kv.length)))
-        held.kv.truncate(plan.keep)
+        held.kv.truncate(plan.kept_prefix)
         del held.tokens[length:]
         self.world.engine.memory.check()
 

@@ -19,9 +19,10 @@ from hypothesis.stateful import (
 )
 
 from kvloom.errors import CapacityError
-from kvloom.kv.doc import DocVersion, KVDoc, Span
+from kvloom.kv.doc import DocVersion, KVDoc
 from kvloom.kv.lineage import Lineage
 from kvloom.kv.pool import PAGE_SLOTS
+from kvloom.kv.span import Span
 from kvloom.types import SlotRange, Taint
 from tests.kv.worlds import ROOT, check_books, layer_spec, small_pool
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvloom.kv import views
 from kvloom.kv.fold import FoldPlan, fold, plan_fold, write
 from kvloom.ops.partial import add_sink, merge
 from kvloom.types import QueryInfo
@@ -148,6 +150,34 @@ def test_an_overlay_moves_with_its_document(seed, shift, window):
     out = fold(plan, world.layers[0], rotated, scale=world.scale(0))
     expected = world.attended(moved, 0, q, pos)
     np.testing.assert_allclose(out.numpy(), expected, rtol=0, atol=NEAR)
+
+
+@given(
+    world=worlds(),
+    wanted=steps,
+    length=st.integers(20, 300),
+    step=st.integers(2, 9),
+    shift=st.integers(-9, 9),
+)
+def test_many_hidden_slots_are_holes_or_cuts_alike(world, wanted, length, step, shift):
+    doc = world.new(0, length)
+    world.overlay(doc, np.arange(1, length, step))
+    scattered = world.graft([(span, shift, span.hidden) for span in doc.spans])
+    asked = step_of(world, wanted)
+    docs, pos = [*asked.docs, scattered], [*asked.pos, np.array([length + shift])]
+    slots = [*asked.slots, world.append_unwritten(world.docs[0], 1)]
+    plans = []
+    for many in (4, 10**9):
+        with patch.object(views, "MANY_CUTS", many):
+            plans.append(plan_fold(docs, pos, slots, {spec.window for spec in world.layers}))
+    for layer, spec in enumerate(world.layers):
+        write(plans[0], layer, *world.fresh(layer, np.concatenate(slots)))
+        q, rotated = world.query(layer, np.concatenate(pos))
+        holes, cuts = (fold(x, spec, rotated, scale=world.scale(layer)) for x in plans)
+        torch.testing.assert_close(holes, cuts, rtol=0, atol=NEAR)
+        expected = world.attended(scattered, layer, q[:, -1:], pos[-1])
+        np.testing.assert_allclose(holes[:, -1:].numpy(), expected, rtol=0, atol=NEAR)
+    assert len(plans[0].pieces[None]) <= len(plans[1].pieces[None])
 
 
 def test_rows_without_anything_to_see_get_nothing():

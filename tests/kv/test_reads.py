@@ -15,6 +15,7 @@ from kvloom.kv.reads import ReadPlan, plan_reads
 from kvloom.kv.views import View, row_ranges
 from tests.kv.steps import Step, step_of, steps
 from tests.kv.worlds import PLAIN, World, shown_slots, worlds
+from tests.oracles import HIDDEN
 
 Pairs = Counter[tuple[int, int, int]]
 windows = st.sampled_from([None, None, 1, 20, 70, 300])
@@ -22,10 +23,13 @@ rows_per_item = st.sampled_from([1, 2, 5, 16, 96])
 
 
 def slots_of(view: View) -> list[tuple[int, int]]:
-    """Return each slot of a view with the position it stands at."""
+    """Return each slot of a view that is no hole, with the position it stands at."""
     pos = None if view.arrays is None else view.arrays[0].pos
+    bias = None if view.arrays is None else view.arrays[0].bias
     found = []
     for number, slot in enumerate(range(view.start, view.stop)):
+        if bias is not None and view.arrays and bias[slot - view.arrays[1]] <= HIDDEN:
+            continue
         if pos is None or view.arrays is None:
             found.append((slot, view.first_pos + number))
         else:
@@ -54,7 +58,11 @@ def defined_pairs(world: World, step: Step, window: int | None) -> Pairs:
     """Return what each row sees by definition: shown slots at positions it may see."""
     found: Pairs = Counter()
     for doc, rows in step.parts():
-        shown = [(slot, shift, int(world.pos[slot]) + shift) for slot, shift in shown_slots(doc)]
+        shown = [
+            (slot, shift, int(world.pos[slot]) + shift)
+            for slot, shift in shown_slots(doc)
+            if world.bias[slot] > HIDDEN
+        ]
         for row in range(rows.start, rows.stop):
             position = int(step.packed_pos[row])
             for slot, shift, key_pos in shown:

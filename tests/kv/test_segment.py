@@ -114,13 +114,14 @@ def test_a_layer_is_a_view_of_its_slots(seed, data):
 
 def test_a_placed_segment_has_positions_and_no_base():
     segment = segment_of([7, 8, 9])
-    segment.place(np.array([40, 2, 17]))
+    segment.place(np.array([2, 17, 40]))
     kv = segment.layer(0, 1).dense()
     assert segment.placed
-    assert kv.pos.tolist() == [2, 17]
+    assert kv.pos.tolist() == [17, 40]
     assert kv.base is None
-    with pytest.raises(AssertionError):
-        segment.place(np.array([1]))
+    for wrong in ([1], [3, 2, 4], [3, 3, 4]):
+        with pytest.raises(AssertionError):
+            segment.place(np.array(wrong))
 
 
 def test_bytes_of_slot_arrays_are_those_that_exist():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kvloom.kv.segment import SlotArrays
 from kvloom.kv.views import MIN_SHARED_SLOTS, Reading, RowRange, View, read, share, views_of
 from tests.kv.worlds import PLAIN, World, shown_slots, worlds
+from tests.oracles import HIDDEN
 
 
 def slots_of(view: View) -> list[tuple[int, int]]:
@@ -19,13 +20,20 @@ def slots_of(view: View) -> list[tuple[int, int]]:
     return [(slot, view.first_pos + slot - view.start) for slot in range(view.start, view.stop)]
 
 
+def without_holes(view: View) -> list[int]:
+    """Return the slots of a view that have no hole in their bias."""
+    bias = None if view.arrays is None else view.arrays[0].bias
+    slots = range(view.start, view.stop)
+    if view.arrays is None or bias is None:
+        return list(slots)
+    return [slot for slot in slots if bias[slot - view.arrays[1]] > HIDDEN]
+
+
 @given(world=worlds(PLAIN))
 def test_views_show_what_the_document_shows(world):
     for doc in world.docs:
-        shown = Counter((slot, shift) for slot, shift in shown_slots(doc))
-        viewed = Counter(
-            (slot, view.shift) for view in views_of(doc) for slot in range(view.start, view.stop)
-        )
+        shown = Counter(pair for pair in shown_slots(doc) if world.bias[pair[0]] > HIDDEN)
+        viewed = Counter((s, view.shift) for view in views_of(doc) for s in without_holes(view))
         assert viewed == shown
 
 
@@ -57,6 +65,27 @@ def test_neighbouring_slots_at_other_positions_stay_apart():
     joined = world.graft([(span, 0, ()) for span in (*first.spans, *second.spans)])
     one, two = views_of(joined)
     assert (one.stop, one.first_pos) == (two.start, two.first_pos)
+
+
+def test_a_repaired_text_is_read_in_few_views_that_are_made_once():
+    world = World(0, PLAIN, blocks=60)
+    doc = world.new(0, 2000)
+    world.overlay(doc, world.random.permutation(2000)[:300])
+    cut, over = views_of(doc)
+    assert len(without_holes(cut)) == 1700
+    assert over.stop - over.start == 300
+    world.append(doc, 1)
+    assert views_of(doc)[0].arrays[0] is cut.arrays[0]
+
+
+def test_a_long_span_with_few_cuts_is_read_in_plain_pieces():
+    world = World(0, PLAIN)
+    doc = world.new(0, 1000)
+    world.overlay(doc, np.array([100, 300, 500, 700, 900]))
+    *plain, over = views_of(doc)
+    assert len(plain) == 6
+    assert all(view.arrays is None for view in plain)
+    assert over.arrays is not None
 
 
 @given(

@@ -15,14 +15,16 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvloom.kv.doc import KVDoc, Span
+from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
 from kvloom.kv.pool import Pool, block_bytes
 from kvloom.kv.segment import Segment, SlotArrays
+from kvloom.kv.span import Span
 from kvloom.ops.partial import MIN_LOGIT
-from kvloom.types import LayerSpec, Rope, SlotRange
+from kvloom.types import KVLayout, LayerSpec, Rope, SlotRange
 from tests.oracles import HIDDEN, attend_row, embedded
 
+GARBAGE = 1e30
 ROOT = Lineage.root(b"a model")
 # Dyadic frequencies: fp32 angles are exact, so that every difference is the fold's own.
 HALF = Rope((1.0, -0.25, 0.0625), 1.0, "half", 0)
@@ -52,12 +54,15 @@ MIXED = (
 
 
 def small_pool(
-    blocks: int, layers: Sequence[LayerSpec] = PLAIN, dtype: torch.dtype = torch.float32
+    blocks: int,
+    layers: Sequence[LayerSpec] = PLAIN,
+    dtype: torch.dtype = torch.float32,
+    layout: KVLayout = "plain",
 ) -> Pool:
-    """A pool of so many blocks, full of NaN: what is read without having been written shows."""
-    pool = Pool(layers, blocks * block_bytes(layers, dtype), dtype)
+    """A pool of so many blocks: what is read without having been written shows."""
+    pool = Pool(layers, blocks * block_bytes(layers, dtype), dtype, layout=layout)
     for arena in (*pool.keys, *pool.values):
-        arena.fill_(torch.nan)
+        arena.fill_(torch.nan if layout == "plain" else GARBAGE)  # whole tiles must be numbers
     return pool
 
 
@@ -97,9 +102,15 @@ class World:
         v: values by layer.
     """
 
-    def __init__(self, seed: int, layers: Sequence[LayerSpec] = MIXED, blocks: int = 40) -> None:
+    def __init__(
+        self,
+        seed: int,
+        layers: Sequence[LayerSpec] = MIXED,
+        blocks: int = 40,
+        layout: KVLayout = "plain",
+    ) -> None:
         self.layers = layers
-        self.pool = small_pool(blocks, layers)
+        self.pool = small_pool(blocks, layers, layout=layout)
         self.docs: list[KVDoc] = []
         self.overlays: set[Segment] = set()
         self.random = np.random.default_rng(seed)
@@ -121,9 +132,18 @@ class World:
 
     def append_unwritten(self, doc: KVDoc, num_tokens: int) -> np.ndarray:
         """Append random tokens and decide on their keys and values; return their slots."""
+        return self._append(doc, self.random.integers(0, 50, num_tokens).tolist())
+
+    def append_tokens(self, doc: KVDoc, tokens: Sequence[int]) -> np.ndarray:
+        """Append these tokens with random keys and values; return their slots."""
+        slots = self._append(doc, tokens)
+        self._write(slots)
+        return slots
+
+    def _append(self, doc: KVDoc, tokens: Sequence[int]) -> np.ndarray:
         position = self.end_pos(doc)
-        slots = doc.append(self.random.integers(0, 50, num_tokens).tolist())
-        self._decide(slots, np.arange(position, position + num_tokens))
+        slots = doc.append(tokens)
+        self._decide(slots, np.arange(position, position + len(tokens)))
         return slots
 
     def _decide(self, slots: np.ndarray, pos: np.ndarray) -> None:
@@ -134,16 +154,16 @@ class World:
 
     def _write(self, slots: np.ndarray) -> None:
         for layer in range(len(self.layers)):
-            k, v = self.fresh(layer, slots)
-            self.pool.keys[layer][:, slots] = k
-            self.pool.values[layer][:, slots] = v
+            self.pool.write(layer, torch.from_numpy(slots), *self.fresh(layer, slots))
 
     def end_pos(self, doc: KVDoc) -> int:
-        """Return the position behind a document's last token, overlays aside."""
-        for span in reversed(doc.spans):
+        """Return the position behind the last plain slot and behind every overlay's."""
+        end = doc.start_pos
+        for span in doc.spans:
             if span.segment not in self.overlays:
-                return int(self.pos[span.pool_slots[1] - 1]) + span.shift + 1
-        return doc.start_pos
+                end = int(self.pos[span.pool_slots[1] - 1]) + span.shift + 1
+        over = [span for span in doc.spans if span.segment in self.overlays]
+        return max([end, *(int(self.pos[slice(*x.pool_slots)].max()) + x.shift + 1 for x in over)])
 
     def fresh(self, layer: int, slots: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return the rotated keys and the values of these slots, as a forward pass has them."""
@@ -157,13 +177,17 @@ class World:
         self.docs.append(doc)
         return doc
 
-    def overlay(self, doc: KVDoc, pos: np.ndarray) -> None:
-        """Put random tokens over a document, at these positions."""
-        slots = doc.overlay(self.random.integers(0, 50, len(pos)).tolist(), pos)
+    def overlay(
+        self, doc: KVDoc, pos: np.ndarray, tokens: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Put tokens over a document, random ones if none are given; return their slots."""
+        tokens = self.random.integers(0, 50, len(pos)).tolist() if tokens is None else tokens
+        slots = doc.overlay(tokens, pos)
         self._decide(slots, pos)
         self._write(slots)
         firsts = set(slots.tolist())
         self.overlays |= {x.segment for x in doc.spans if x.pool_slots[0] in firsts}
+        return slots
 
     def bias_slots(self, segment: Segment) -> None:
         """Give a segment's slots biases, with holes among them."""
@@ -267,10 +291,9 @@ def _graft(world: World, first: KVDoc, second: KVDoc, b: int, c: int) -> None:
 
 
 def _overlay(world: World, doc: KVDoc, b: int, c: int) -> None:
-    if not any(span.segment in world.overlays for span in doc.spans):
-        copy = doc.fork()
-        world.docs.append(copy)
-        world.overlay(copy, world.random.permutation(1 + doc.length + b % 9)[: 1 + c % 40])
+    copy = doc.fork()
+    world.docs.append(copy)
+    world.overlay(copy, world.random.permutation(1 + doc.length + b % 9)[: 1 + c % 40])
 
 
 def _bias(world: World, doc: KVDoc, b: int) -> None:

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvloom.kv.doc import KVDoc, Span
+from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
 from kvloom.kv.pool import Pool
+from kvloom.kv.span import Span
 from kvloom.reuse.prefix import PrefixTree, common_prefix
 from tests.fake_model import FakeRunner
 

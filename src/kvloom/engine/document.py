@@ -113,7 +113,7 @@ class Document:
 
         def cut(_: Engine) -> None:
             plan = self._kv.apply(Truncate(min(length, self._kv.length)))
-            self._kv.truncate(plan.keep)
+            self._kv.truncate(plan.kept_prefix)
 
         self._call(cut)
         del self._tokens[length:]

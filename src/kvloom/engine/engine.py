@@ -22,6 +22,7 @@ from kvloom.decode.draw import Draw, draw
 from kvloom.decode.state import check_vocabulary, draw_keys
 from kvloom.engine.limits import Limits
 from kvloom.engine.memory import EngineMemory
+from kvloom.engine.repairs import Repairs
 from kvloom.engine.request import Computed, Event, Failed, Request, Sequence
 from kvloom.engine.scoring import Scoring
 from kvloom.errors import CapacityError, KvloomError, RequestError
@@ -30,6 +31,8 @@ from kvloom.kv.lineage import Lineage
 from kvloom.kv.pool import PAGE_SLOTS, Pool
 from kvloom.outputs import EngineStats, Provenance
 from kvloom.params import SamplingParams
+from kvloom.reuse.repair import Repair
+from kvloom.reuse.select import Selector
 from kvloom.sched.job import JobState
 from kvloom.sched.scheduler import Scheduler, Share
 from kvloom.types import Forward, KVLayout, StepOutput
@@ -78,6 +81,7 @@ class Engine:
             max_waiting=config.max_waiting,
         )
         self._requests: dict[str, Request] = {}
+        self._repairs = Repairs(self.memory, runner)
         self._let_go: deque[KVDoc] = deque()
         self._numbers = count()
         self._counts: Counter[str] = Counter()
@@ -86,7 +90,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._requests)
+        return bool(self._requests or self._repairs)
 
     def submit(
         self,
@@ -94,6 +98,7 @@ class Engine:
         params: SamplingParams | None,
         *,
         base: KVDoc | None = None,
+        exact_only: bool = False,
         score_from: int | None = None,
         keep_logits: bool = False,
     ) -> str:
@@ -103,6 +108,7 @@ class Engine:
             prompt_tokens: at least one token.
             params: how to generate; None computes the KV and ends with `Computed`.
             base: a document whose KV the prompt may start with.
+            exact_only: take of it what equals a fresh prefill, and no more.
             score_from: score the prompt's tokens behind this row.
             keep_logits: give the logits of the scored rows as well.
 
@@ -134,6 +140,7 @@ class Engine:
             scoring=scoring,
             reuse_prefix=self.config.enable_prefix_caching,
             submitted_s=time.monotonic(),
+            exact_only=exact_only,
         )
         sequence = Sequence(number, len(tokens), request=request, index=0, tokens=list(tokens))
         self._scheduler.add(sequence)
@@ -143,10 +150,21 @@ class Engine:
         self._requests[request.request_id] = request
         return request.request_id
 
+    def repair(self, doc: KVDoc, share: float, rule: Selector) -> str:
+        """Compute a share of a document's stale rows again, on a fork of it; return an id.
+
+        The repair ends with `Repaired`.
+        """
+        request_id = f"repair-{next(self._numbers)}"
+        repair = Repair(doc.fork(), share, rule, self.config.step_tokens)
+        self._repairs.begin(request_id, repair)
+        return request_id
+
     def cancel(self, request_id: str) -> list[Event]:
         """End a request now; its pages are free when this returns. Unknown ids are ignored."""
         request = self._requests.pop(request_id, None)
         if request is None:
+            self._repairs.cancel(request_id)
             return []
         self._finished["abort"] += 1
         events: list[Event] = []
@@ -162,7 +180,7 @@ class Engine:
         self.release_abandoned()
         shares = self._scheduler.schedule()
         if not shares:
-            return self._give_up_on_stuck()
+            return self._repairs.step() if self._repairs else self._give_up_on_stuck()
         self.memory.limit_reserves()
         shares.sort(key=_place_in_memory)
         try:
@@ -172,7 +190,8 @@ class Engine:
             names = {_sequence(share).request.request_id for share in shares}
             return [event for name in names for event in self._fail(name, error)]
         self._counts["steps"] += 1
-        return self._advance(shares, output)
+        events = self._advance(shares, output)
+        return events + self._repairs.step() if self._repairs else events
 
     def new_document(self) -> KVDoc:
         """Return an empty document, held until the receiver releases it."""

@@ -12,9 +12,10 @@ import numpy as np
 
 from kvloom.engine.request import Sequence
 from kvloom.kv.copying import append_copies
-from kvloom.kv.doc import KVDoc, Span
+from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
 from kvloom.kv.pool import PAGE_SLOTS, Pool, blocks_for
+from kvloom.kv.span import Span, assembled, cut, reading_order
 from kvloom.reuse.prefix import PrefixTree, common_prefix
 from kvloom.sched.job import Admission, Job, JobState
 
@@ -33,6 +34,7 @@ class EngineMemory:
         tree: known prefixes; None if nothing is to be reused.
         idle: documents that users hold, least recently used first; their KV is forgotten when
             room is needed.
+        in_work: documents that are neither a sequence's nor idle, and are not forgotten.
     """
 
     def __init__(self, pool: Pool, root: Lineage, *, reuse_prefixes: bool) -> None:
@@ -40,6 +42,7 @@ class EngineMemory:
         self.root = root
         self.tree = PrefixTree(pool, root) if reuse_prefixes else None
         self.idle: dict[KVDoc, None] = {}
+        self.in_work: set[KVDoc] = set()
         self.hits = 0
         self.queries = 0
         self._running: dict[Sequence, KVDoc] = {}
@@ -56,16 +59,16 @@ class EngineMemory:
         assert isinstance(job, Sequence)
         reusable = self._reusable_tokens(job)
         spans = self._known_spans(job, reusable)
-        known = sum(span.length for span in spans)
+        known = sum(span.length for span in reading_order(spans))
         if self._is_being_computed(job, known, reusable):
             return "wait for a prefix"
         doc = KVDoc(self.pool, self.root, spans)
         # Less than a block saves no memory when it is shared, but one more piece in every fold.
-        copies = 0 < known < PAGE_SLOTS
+        copies = 0 < known < PAGE_SLOTS and doc.exact_length() == known
         missing = len(job.tokens) - (0 if copies else known)
         # Beside others a new sequence leaves a block to grow into, lest it be preempted at once.
         margin = 1 if self._running else 0
-        if not self._make_room(blocks_for(missing) + margin, doc):
+        if not self.make_room(blocks_for(missing) + margin, doc):
             doc.close()
             return "no room"
         if copies:
@@ -99,7 +102,7 @@ class EngineMemory:
         for doc in self._running.values():
             doc.shrink()
         self._count_promises()
-        if self._make_room(0):
+        if self.make_room(0):
             return True
         del self._promises[job]
         self._count_promises()
@@ -144,7 +147,7 @@ class EngineMemory:
         Raises:
             AssertionError: the books are wrong.
         """
-        holders: Iterable[KVDoc] = [*self._running.values(), *self.idle]
+        holders: Iterable[KVDoc] = [*self._running.values(), *self.idle, *self.in_work]
         ranges = [pair for doc in holders for pair in doc.owned_ranges()]
         ranges += self.tree.owned_ranges() if self.tree is not None else []
         owners = self.pool.owners()
@@ -163,13 +166,15 @@ class EngineMemory:
         request = sequence.request
         known: list[Span] = []
         if request.reuse_prefix and self.tree is not None:
-            known = _cut(self.tree.match(sequence.tokens[:limit]), limit)
+            known = list(cut(self.tree.match(sequence.tokens[:limit]), 0, limit))
         base = request.base
         if base is not None:
             shared = min(common_prefix(base.tokens, sequence.tokens), limit)
+            if request.exact_only:
+                shared = min(shared, base.exact_length())
             if shared > sum(span.length for span in known):
                 base.close_tail()
-                known = _cut(base.spans, shared)
+                known = list(assembled(cut(base.order, 0, shared)))
         return known
 
     def _is_being_computed(self, sequence: Sequence, known: int, limit: int) -> bool:
@@ -200,8 +205,8 @@ class EngineMemory:
             for sequence, num_rows in self._promises.items()
         )
 
-    def _make_room(self, num_blocks: int, candidate: KVDoc | None = None) -> bool:
-        """Free blocks beyond this step's promises, least recently used prefixes first.
+    def make_room(self, num_blocks: int, candidate: KVDoc | None = None) -> bool:
+        """Make sure of free blocks beyond this step's promises; least recently used prefixes go.
 
         Nothing is forgotten where that would not be enough.
         """
@@ -220,21 +225,10 @@ class EngineMemory:
         return missing <= 0
 
     def _blocks_in_use(self, candidate: KVDoc | None) -> int:
-        """Return how many blocks running documents and a candidate hold."""
+        """Return how many blocks documents in use and a candidate hold."""
         in_use = np.zeros(self.pool.num_blocks, dtype=bool)
-        docs = [*self._running.values(), *([] if candidate is None else [candidate])]
+        docs = [*self._running.values(), *self.in_work, *([] if candidate is None else [candidate])]
         for doc in docs:
             for first_slot, stop_slot in doc.owned_ranges():
                 in_use[first_slot // PAGE_SLOTS : blocks_for(stop_slot)] = True
         return int(in_use.sum())
-
-
-def _cut(spans: Iterable[Span], length: int) -> list[Span]:
-    cut: list[Span] = []
-    for span in spans:
-        part = span.sub(0, min(span.length, length))
-        if part.length == 0:
-            break
-        cut.append(part)
-        length -= part.length
-    return cut

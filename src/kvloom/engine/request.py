@@ -18,6 +18,7 @@ from kvloom.errors import KvloomError
 from kvloom.kv.doc import KVDoc
 from kvloom.outputs import Provenance, StreamChunk, TokenLogprobs, Usage
 from kvloom.params import SamplingParams
+from kvloom.reuse.repair import RepairReceipt
 from kvloom.sched.job import Job
 from kvloom.types import Rows
 
@@ -35,6 +36,7 @@ class Request:
         base: a document whose KV the prompt may start with.
         scoring: what is wanted of the prompt's own tokens; None for nothing.
         reuse_prefix: whether other documents' KV may answer for the prompt.
+        exact_only: take of the base what equals a fresh prefill, and no more.
         submitted_s: time of submission.
     """
 
@@ -47,6 +49,7 @@ class Request:
     scoring: Scoring | None
     reuse_prefix: bool
     submitted_s: float
+    exact_only: bool = False
     sequences: list[Sequence] = field(default_factory=list)
     cached_tokens: int | None = None
     computed_tokens: int = 0
@@ -160,6 +163,21 @@ class Computed:
 
 
 @dataclass(frozen=True, slots=True)
+class Repaired:
+    """A repair is done.
+
+    Attributes:
+        request_id: its name.
+        doc: the document that was repaired, held until the receiver releases it.
+        receipt: what was done.
+    """
+
+    request_id: str
+    doc: KVDoc
+    receipt: RepairReceipt
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """A request ended with an error; the engine goes on.
 
@@ -172,4 +190,4 @@ class Failed:
     error: KvloomError
 
 
-Event = StreamChunk | Computed | Failed
+Event = StreamChunk | Computed | Repaired | Failed

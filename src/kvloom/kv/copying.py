@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from kvloom.kv.doc import KVDoc, Span
+from kvloom.kv.doc import KVDoc
+from kvloom.kv.span import Span
 
 
 def append_copies(doc: KVDoc, spans: Sequence[Span]) -> None:

@@ -1,6 +1,6 @@
 """Documents: named series of immutable versions over shared segments.
 
-Knows: spans, their shifts and hidden slots, who owns which blocks, and what is exact.
+Knows: which spans a document shows, who owns which blocks, and what is exact.
 Does not know: models, requests or how KV is computed.
 """
 
@@ -8,74 +8,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvloom.kv.lineage import Lineage
 from kvloom.kv.pool import PAGE_SLOTS, Pool, blocks_for
 from kvloom.kv.segment import Segment
+from kvloom.kv.span import Span, assembled, cut, reading_order
 from kvloom.outputs import Provenance
-from kvloom.types import Edit, EditPlan, SlotRange, Taint
+from kvloom.types import Edit, Taint
 
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A stretch of a document: a view of a segment.
-
-    Attributes:
-        segment: where the KV lies; may be shared with other documents.
-        start: first slot shown.
-        stop: slot behind the last one shown.
-        shift: position now minus the position the keys were rotated at.
-        hidden: slots inside the stretch that this document does not show.
-    """
-
-    segment: Segment
-    start: int
-    stop: int
-    shift: int = 0
-    hidden: tuple[SlotRange, ...] = ()
-
-    @property
-    def length(self) -> int:
-        """Tokens of the stretch, hidden ones included."""
-        return self.stop - self.start
-
-    @property
-    def tokens(self) -> list[int]:
-        """Token ids of the stretch."""
-        return self.segment.tokens[self.start : self.stop]
-
-    @property
-    def pool_slots(self) -> tuple[int, int]:
-        """First slot, and slot behind the last, in the pool."""
-        first = self.segment.first_slot
-        return first + self.start, first + self.stop
-
-    def sub(self, start: int, stop: int) -> Span:
-        """Return tokens start to stop - 1 of the stretch."""
-        first, last = self.start + start, self.start + stop
-        hidden = tuple(
-            SlotRange(max(cut.start, first), min(cut.stop, last))
-            for cut in self.hidden
-            if cut.start < last and cut.stop > first
-        )
-        return replace(self, start=first, stop=last, hidden=hidden)
-
-    def without(self, pos: np.ndarray) -> Span:
-        """Return the stretch with its slots at these positions hidden."""
-        assert not self.segment.placed, "hid slots of an overlay"
-        slots = pos - self.segment.base - self.shift
-        hidden = {int(slot) for slot in slots if self.start <= slot < self.stop}
-        hidden.update(slot for cut in self.hidden for slot in range(*cut))
-        cuts: list[SlotRange] = []
-        for slot in sorted(hidden):
-            if cuts and cuts[-1].stop == slot:
-                cuts[-1] = SlotRange(cuts[-1].start, slot + 1)
-            else:
-                cuts.append(SlotRange(slot, slot + 1))
-        return replace(self, hidden=tuple(cuts))
+if TYPE_CHECKING:
+    from kvloom.kv.plan import EditPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +31,8 @@ class DocVersion:
 
     Attributes:
         number: counts the document's versions.
-        spans: the stretches, in order.
-        length: tokens in all.
+        spans: the stretches; plain ones in order, overlays behind what they lie over.
+        length: tokens in all; a slot and the one that replaces it are one.
     """
 
     number: int
@@ -113,7 +60,9 @@ class KVDoc:
         self.start_pos = start_pos
         self.expected_length = 0
         spans = tuple(spans)
-        self.version = DocVersion(0, spans, sum(span.length for span in spans))
+        order = reading_order(spans)
+        self.version = DocVersion(0, spans, sum(piece.length for piece in order))
+        self._order: tuple[DocVersion, tuple[Span, ...]] = (self.version, order)
         self._tail: Segment | None = None
         self._closed = False
         for span in spans:
@@ -122,8 +71,17 @@ class KVDoc:
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """The stretches, in order."""
+        """The stretches: plain ones in order, overlays behind what they lie over."""
         return self.version.spans
+
+    @property
+    def order(self) -> tuple[Span, ...]:
+        """The stretches cut where overlays replace slots, in the order of their tokens."""
+        version, order = self._order
+        if version is not self.version:
+            order = reading_order(self.spans)
+            self._order = (self.version, order)
+        return order
 
     @property
     def length(self) -> int:
@@ -132,16 +90,15 @@ class KVDoc:
 
     @property
     def end_pos(self) -> int:
-        """Position behind the last token's, overlays aside, where the next one is appended."""
-        for span in reversed(self.spans):
-            if not span.segment.placed:
-                return span.segment.base + span.stop + span.shift
-        return self.start_pos
+        """Position behind the last token's, where the next one is appended."""
+        plain = next((x for x in reversed(self.spans) if not x.segment.placed), None)
+        end = self.start_pos if plain is None else plain.stop_pos
+        return max((end, *(x.stop_pos for x in self.spans if x.segment.placed)))
 
     @property
     def tokens(self) -> list[int]:
         """Token ids in all."""
-        return [token for span in self.spans for token in span.tokens]
+        return [token for piece in self.order for token in piece.tokens]
 
     def blocks_needed(self, num_tokens: int) -> int:
         """Return how many free blocks an append of this many tokens needs at most."""
@@ -162,9 +119,9 @@ class KVDoc:
         return np.arange(first, first + count, dtype=np.int64)
 
     def overlay(self, tokens: Sequence[int], pos: np.ndarray) -> np.ndarray:
-        """Put tokens at positions of their own, over whatever the document shows there.
+        """Put tokens at positions of their own, in place of whatever the document shows there.
 
-        What comes of it is no longer exact.
+        They are not exact.
 
         Args:
             tokens: token ids whose KV is about to be written.
@@ -176,14 +133,31 @@ class KVDoc:
         assert len(np.unique(pos)) == len(pos), "two rows of an overlay at one position"
         self.close_tail()
         covered = len(self.spans)
-        slots = self._extend(tokens, pos)
+        order = np.argsort(pos)
+        slots = np.empty(len(pos), dtype=np.int64)
+        slots[order] = self._extend([tokens[row] for row in order.tolist()], pos[order])
         under, over = self.spans[:covered], self.spans[covered:]
         self._commit((*(span.without(pos) for span in under), *over))
         return slots
 
+    def extend(self, pieces: Sequence[Span]) -> None:
+        """Show pieces at the end, joined with what is there where they go on.
+
+        They are in reading order and stand behind the last token; their segments are closed.
+        """
+        assert not self._closed, "extended a closed document"
+        assert all(piece.segment.closed for piece in pieces), "shared a segment still written"
+        self.close_tail()
+        order = (*self.order, *pieces)
+        self._show_instead(assembled(order), sum(piece.length for piece in order))
+
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens and let go of the rest at once."""
         assert 0 <= length <= self.length, "truncated to more than there is"
+        if any(span.segment.placed for span in self.spans):
+            self.close_tail()
+            self._show_instead(assembled(cut(self.order, 0, length)), length)
+            return
         if self._tail is not None and self._tail.length == 0 and length < self.length:
             self._drop_tail()
         spans, kept = [], 0
@@ -200,7 +174,7 @@ class KVDoc:
                 self.pool.release(*span.pool_slots)
             if keep:
                 spans.append(span.sub(0, keep))
-        self._commit(tuple(spans))
+        self._commit(tuple(spans), length)
 
     def apply(self, edit: Edit) -> EditPlan:
         """Say what an edit comes to; the document stays as it is."""
@@ -256,7 +230,7 @@ class KVDoc:
         return actual
 
     def taints(self) -> Iterator[tuple[Span, Taint]]:
-        """Yield every span with the reasons why it is not exact."""
+        """Yield every stretch, in the order of tokens, with the reasons why it is not exact."""
         for span, taint, _ in self._walk():
             if span is not None:
                 yield span, taint
@@ -290,7 +264,7 @@ class KVDoc:
         expected = actual = self.root
         place = self.start_pos
         yield None, Taint.EXACT, actual
-        for span in self.spans:
+        for span in self.order:
             segment = span.segment
             taint = Taint.EXACT
             if span.shift:
@@ -299,7 +273,7 @@ class KVDoc:
                 taint |= Taint.PRUNED
             if segment.placed:
                 taint |= Taint.REPAIRED
-            if segment.lineage_at(span.start) != expected:
+            elif segment.lineage_at(span.start) != expected:
                 taint |= Taint.FOREIGN
             if taint is Taint.EXACT and segment.base + span.start != place:
                 taint = Taint.MOVED
@@ -385,6 +359,22 @@ class KVDoc:
         self._tail.close()
         self._tail = None
 
-    def _commit(self, spans: tuple[Span, ...]) -> None:
-        length = sum(span.length for span in spans)
-        self.version = DocVersion(self.version.number + 1, spans, length)
+    def _show_instead(self, spans: tuple[Span, ...], length: int) -> None:
+        """Own and show these spans, and let go of those shown before; the tail is closed."""
+        pairs = zip(spans, self.spans, strict=False)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], pairs))
+        for span in spans[same:]:
+            self.pool.retain(*span.pool_slots)
+        for span in self.spans[same:]:
+            self.pool.release(*span.pool_slots)
+        self._commit(spans, length)
+
+    def _commit(self, spans: tuple[Span, ...], length: int | None = None) -> None:
+        """Make spans the document's state; the length is counted where it is not given."""
+        number = self.version.number + 1
+        if length is not None:
+            self.version = DocVersion(number, spans, length)
+            return
+        order = reading_order(spans)
+        self.version = DocVersion(number, spans, sum(piece.length for piece in order))
+        self._order = (self.version, order)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvloom.kv.doc import KVDoc, Span
+from kvloom.kv.doc import KVDoc
 from kvloom.kv.pool import PAGE_SLOTS
+from kvloom.kv.span import Span
 
 
 class Growth:

@@ -104,6 +104,12 @@ class Segment:
             return self.arrays.pos[start:stop]
         return torch.arange(self.base + start, self.base + stop, dtype=torch.int32)
 
+    def rotated_from(self, slot: int) -> int:
+        """Return the position that the key of one slot was rotated at."""
+        if self.arrays is not None and self.arrays.pos is not None:
+            return int(self.arrays.pos[slot])
+        return self.base + slot
+
     def append(self, tokens: Sequence[int]) -> int:
         """Take the next slots for these tokens; return the first one's place in the pool."""
         assert len(tokens) <= self.room, "appended past the segment's capacity"
@@ -112,9 +118,10 @@ class Segment:
         return slot
 
     def place(self, pos: np.ndarray) -> None:
-        """Let the written slots stand at positions of their own instead of base + slot."""
+        """Let the written slots stand at ascending positions of their own, not at base + slot."""
         assert not self.closed, "placed a closed segment"
         assert len(pos) == self.length, "one position per written slot"
+        assert bool((np.diff(pos) > 0).all()), "positions out of order"
         self.arrays = SlotArrays(pos=torch.from_numpy(pos.astype(np.int32)))
 
     def cut(self, length: int) -> None:

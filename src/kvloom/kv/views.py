@@ -15,10 +15,16 @@ import numpy as np
 
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.segment import SlotArrays
+from kvloom.kv.span import Span
 
 Visibility = Literal["all", "causal", "mask"]
 MIN_SHARED_SLOTS = 32
 """Shorter overlaps are read once per owner: a further piece costs more than it saves."""
+
+MANY_CUTS = 4
+"""A span with fewer cuts is read in pieces, however short it is."""
+SLOTS_PER_CUT = 64
+"""With fewer slots per cut, a span is read whole and its hidden slots get a bias."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +36,7 @@ class View:
         stop: slot behind the last.
         first_pos: position of the first slot now.
         shift: position now minus the position the keys were rotated at.
-        arrays: per-slot arrays of the segment, with the slot they start at; None for plain slots.
+        arrays: arrays per slot, with the slot of the pool they start at; None for plain slots.
     """
 
     start: int
@@ -106,21 +112,33 @@ def row_ranges(pos: Sequence[np.ndarray]) -> list[RowRange]:
 
 
 def views_of(doc: KVDoc) -> list[View]:
-    """Return what a document shows, with neighbouring slots at neighbouring positions joined."""
+    """Return what a document shows, with neighbouring slots at neighbouring positions joined.
+
+    A stretch with many hidden slots is one view with a hole at each: a piece per cut costs an
+    executor more than reading the hidden slots.
+    """
     views: list[View] = []
     for span in doc.spans:
-        segment = span.segment
-        edge = span.start
-        for cut in (*span.hidden, None):
-            stop = span.stop if cut is None else cut.start
-            if edge < stop:
-                arrays = None if segment.arrays is None else (segment.arrays, segment.first_slot)
-                first_pos = segment.base + edge + span.shift
-                first = segment.first_slot + edge
-                view = View(first, segment.first_slot + stop, first_pos, span.shift, arrays)
-                join(views, view)
-            edge = stop if cut is None else cut.stop
+        if len(span.hidden) >= MANY_CUTS and len(span.hidden) * SLOTS_PER_CUT > span.length:
+            start, stop = span.pool_slots
+            views.append(View(start, stop, span.first_pos, span.shift, (span.holed, start)))
+        else:
+            _add_stretches(views, span)
     return views
+
+
+def _add_stretches(views: list[View], span: Span) -> None:
+    """Add a view per stretch between hidden slots."""
+    segment = span.segment
+    arrays = None if segment.arrays is None else (segment.arrays, segment.first_slot)
+    edge = span.start
+    for cut in (*span.hidden, None):
+        stop = span.stop if cut is None else cut.start
+        if edge < stop:
+            first = segment.first_slot + edge
+            first_pos = segment.base + edge + span.shift
+            join(views, View(first, first + stop - edge, first_pos, span.shift, arrays))
+        edge = stop if cut is None else cut.stop
 
 
 def join(views: list[View], view: View) -> None:

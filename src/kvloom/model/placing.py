@@ -21,7 +21,8 @@ def placed(rows: Sequence[Rows]) -> Iterator[tuple[list[KVDoc], list[np.ndarray]
     """Give the documents that show a step's rows, and the rows' slots.
 
     Rows that leave no trace stand in forks, which are closed behind the step; where the step
-    fails, every document is cut back to what it was.
+    fails, every document is cut back to the length it had. What an overlay replaced is gone then:
+    whoever repairs a document keeps a fork of it.
 
     Raises:
         CapacityError: the pool is too small for the rows.
@@ -71,9 +72,9 @@ def split_logits(logits: Tensor, counts: Sequence[int]) -> StepOutput:
 def _take_slots(doc: KVDoc, entry: Rows) -> np.ndarray:
     """Return the slots of an entry's rows: behind the document, or over what stands there."""
     tokens = entry.tokens.tolist()
-    if _continues(entry.pos, doc.end_pos):
+    if entry.write != "overlay" and _continues(entry.pos, doc.end_pos):
         return doc.append(tokens)
-    assert entry.write == "none", "rows that stay must continue their document"
+    assert entry.write != "append", "rows that are appended must continue their document"
     return doc.overlay(tokens, entry.pos)
 
 

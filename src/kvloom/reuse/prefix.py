@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from kvloom.kv.doc import KVDoc, Span
+from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
 from kvloom.kv.pool import Pool
+from kvloom.kv.span import Span
 
 
 @dataclass(slots=True, eq=False)

@@ -1,0 +1,124 @@
+"""Selectors: which of a document's stale rows are worth computing again.
+
+Knows: rows that were computed behind something else than what stands before them now.
+Does not know: models, or how rows are run; a selector sees numbers and names rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
+
+import numpy as np
+
+from kvloom.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class StaleRows:
+    """Rows of one document that are not exact.
+
+    Attributes:
+        place: int64 place of each row's token in the document, ascending.
+        part: int32 number of the stretch each row belongs to: rows of one stretch were computed
+            together.
+        deviation: fp32 change of each row's values at the check layer; None if nobody compared.
+    """
+
+    place: np.ndarray
+    part: np.ndarray
+    deviation: np.ndarray | None = None
+
+
+class Selector(Protocol):
+    """Chooses rows; pure."""
+
+    @property
+    def name(self) -> str:
+        """How it is asked for."""
+        ...
+
+    @property
+    def check_layer(self) -> int | None:
+        """The layer at which values are compared before it chooses; None needs no comparison."""
+        ...
+
+    def choose(self, rows: StaleRows, count: int) -> np.ndarray:
+        """Return the places of `count` rows, ascending, int64."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HighestDeviation:
+    """The rows whose values change most at one layer.
+
+    Source: CacheBlend (Yao et al. 2025), section 4.3, insight 1; the deviation is that of the
+    authors' code: the sum over heads and dimensions of the squared difference of the values.
+    Deviation: one set of rows for all layers behind the check layer, as in that code, and no
+    gradual schedule; selected rows see the keys before their position and no others (the code's
+    mask lets them see later ones).
+    """
+
+    name: str = "blend"
+    check_layer: int | None = 1
+
+    def choose(self, rows: StaleRows, count: int) -> np.ndarray:
+        """Return the places of the rows that deviate most."""
+        assert rows.deviation is not None, "chose by a deviation that nobody measured"
+        most = np.argsort(-rows.deviation, kind="stable")[:count]
+        return np.sort(rows.place[most])
+
+
+@dataclass(frozen=True, slots=True)
+class FirstRows:
+    """The first rows of every part, whose own attention sink stands in the middle now.
+
+    Source: EPIC (Hu et al. 2024), LegoLink: the first tokens of each chunk only.
+    """
+
+    name: str = "first"
+    check_layer: int | None = None
+
+    def choose(self, rows: StaleRows, count: int) -> np.ndarray:
+        """Return the places of as many first rows of each part as come to the count."""
+        starts = np.flatnonzero(np.diff(rows.part, prepend=rows.part[:1] - 1))
+        within = np.arange(len(rows.part)) - np.repeat(starts, np.diff([*starts, len(rows.part)]))
+        foremost = np.argsort(within, kind="stable")[:count]
+        return np.sort(rows.place[foremost])
+
+
+@dataclass(frozen=True, slots=True)
+class RandomRows:
+    """Rows by chance, the same for the same rows: a baseline."""
+
+    name: str = "random"
+    check_layer: int | None = None
+    seed: int = 0
+
+    def choose(self, rows: StaleRows, count: int) -> np.ndarray:
+        """Return the places of rows drawn without replacement."""
+        generator = np.random.default_rng(self.seed)
+        return np.sort(generator.choice(rows.place, count, replace=False))
+
+
+SELECTORS: Mapping[str, Selector] = MappingProxyType(
+    {rule.name: rule for rule in (HighestDeviation(), FirstRows(), RandomRows())}
+)
+"""The selectors by name."""
+
+
+def selector(name: str) -> Selector:
+    """Return a selector by its name.
+
+    Raises:
+        RequestError: there is none of that name.
+    """
+    found = SELECTORS.get(name)
+    if found is None:
+        raise RequestError(
+            f"There is no selector {name!r}; the names are {', '.join(SELECTORS)}.",
+            param="selector",
+        )
+    return found
