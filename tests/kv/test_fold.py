@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvloom.kv import views
@@ -152,6 +152,7 @@ def test_an_overlay_moves_with_its_document(seed, shift, window):
     np.testing.assert_allclose(out.numpy(), expected, rtol=0, atol=NEAR)
 
 
+@settings(max_examples=20)
 @given(
     world=worlds(),
     wanted=steps,
