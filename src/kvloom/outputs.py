@@ -71,6 +71,39 @@ class Usage:
     provenance: Provenance = field(default_factory=Provenance)
 
 
+Fidelity = Literal["exact", "repaired", "shifted"]
+"""How near an edited document's KV comes to a fresh prefill: equal, partly computed again, or only
+moved."""
+
+
+@dataclass(frozen=True, slots=True)
+class EditReceipt:
+    """What an edit of a document did to its KV.
+
+    Attributes:
+        fidelity: what was done; more exact than was asked where approximating would not pay.
+        tokens: tokens of the new document by state; `exact`, and one entry per taint that occurs.
+        recomputed: rows that were run.
+        repaired: of these, rows of old tokens.
+        deviation: how far the old values at the check layer are from what they would be now, as a
+            share of their square; None where nobody compared.
+        deviation_left: the part of it that was not repaired.
+        canonical: the tokens are proved to be those that the tokenizer makes of the new text.
+        lossless: the tokens spell the new text.
+        seconds: time it took.
+    """
+
+    fidelity: Fidelity
+    tokens: Mapping[str, int]
+    recomputed: int
+    repaired: int = 0
+    deviation: float | None = None
+    deviation_left: float | None = None
+    canonical: bool = False
+    lossless: bool = True
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class CompletionOutput:
     """One completion of a prompt.

@@ -24,6 +24,7 @@ from kvloom.errors import CapacityError
 from kvloom.kv.doc import KVDoc
 from kvloom.outputs import EngineStats, RequestOutput, StreamChunk
 from kvloom.params import SamplingParams
+from kvloom.reuse.retokenize import Retokenizer
 
 T = TypeVar("T")
 
@@ -34,6 +35,7 @@ class AsyncLLM:
     Attributes:
         model_path: folder with the weights; plain transformers loads it as well.
         tokenizer: the model's own.
+        retokenizer: turns edits of text into edits of tokens.
         spec: what the probe found out about the model.
         passport: digests and formats that every cached token depends on.
         config: settings of the engine.
@@ -44,6 +46,7 @@ class AsyncLLM:
         assembly, self._loop = launch(lambda: assemble(model, settings), self._post.flush)
         self.model_path = assembly.model_path
         self.tokenizer = assembly.tokenizer
+        self.retokenizer = Retokenizer(assembly.tokenizer)
         self.spec = assembly.spec
         self.passport = assembly.passport
         self.config = assembly.config

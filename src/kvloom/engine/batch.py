@@ -13,7 +13,7 @@ from functools import partial
 from kvloom.engine.collect import Collector
 from kvloom.engine.engine import Engine
 from kvloom.engine.loop import Submission
-from kvloom.engine.request import Computed, Event, Failed
+from kvloom.engine.request import Event, Failed
 from kvloom.errors import CapacityError
 from kvloom.outputs import RequestOutput, StreamChunk
 from kvloom.params import SamplingParams
@@ -95,7 +95,7 @@ def chunk_or_raise(event: Event) -> StreamChunk:
     """
     if isinstance(event, Failed):
         raise event.error
-    assert not isinstance(event, Computed)
+    assert isinstance(event, StreamChunk)
     return event
 
 

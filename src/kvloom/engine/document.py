@@ -6,21 +6,29 @@ Does not know: how KV is computed. KV that was forgotten for lack of room is com
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Iterator
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, overload
 
 from kvloom.engine.collect import Collector
+from kvloom.engine.computing import call, carry_out, compute, kept, repair
 from kvloom.engine.engine import Engine
+from kvloom.engine.fidelity import REPAIRED_SHARE, SINK_TOKENS, as_place, check_edit
 from kvloom.engine.prompts import Prompt, tokenize
-from kvloom.engine.request import Computed, Event, Failed
+from kvloom.engine.request import Computed
 from kvloom.engine.streams import stream_tokens
 from kvloom.errors import RequestError
 from kvloom.kv.doc import KVDoc
-from kvloom.kv.edit import Truncate
-from kvloom.outputs import Provenance, RequestOutput, StreamChunk
+from kvloom.kv.edit import Transplant, Truncate
+from kvloom.kv.plan import EditPlan, require_movable
+from kvloom.kv.span import cut
+from kvloom.outputs import EditReceipt, Fidelity, Provenance, RequestOutput, StreamChunk
 from kvloom.params import SamplingParams
+from kvloom.reuse.repair import RepairReceipt
+from kvloom.reuse.retokenize import Retokenizer, TokenEdit
+from kvloom.reuse.text_range import LineColumn, line_column_range
+from kvloom.types import ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +45,16 @@ class Host(Protocol):
     @property
     def tokenizer(self) -> TextTokenizer:
         """The model's own tokenizer."""
+        ...
+
+    @property
+    def retokenizer(self) -> Retokenizer:
+        """Turns edits of text into edits of tokens."""
+        ...
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the probe found out about the model."""
         ...
 
     @property
@@ -95,8 +113,7 @@ class Document:
         grown = [*self._tokens, *tokens]
         computed = self._compute(grown)
         self._tokens = grown
-        self._finalizer()
-        self._own(computed.doc)
+        self._own_instead(computed.doc)
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens.
@@ -117,6 +134,103 @@ class Document:
 
         self._call(cut)
         del self._tokens[length:]
+
+    def edit(
+        self,
+        start: int | LineColumn,
+        end: int | LineColumn,
+        text: str,
+        *,
+        fidelity: Fidelity = "exact",
+        share: float = REPAIRED_SHARE,
+        selector: str = "blend",
+    ) -> EditReceipt:
+        """Put text in the place of a range of characters, and keep the KV that can be kept.
+
+        Args:
+            start: first character replaced, or its (line, column) from zero, in UTF-16 units.
+            end: character behind the last, likewise.
+            text: what comes in their place.
+            fidelity: `exact` computes all that the edit could touch; `repaired` a share of it,
+                `shifted` the new text only.
+            share: of the old tokens behind the edit, to be computed again where `repaired`.
+            selector: how these are chosen: `blend`, `first` or `random`.
+
+        Raises:
+            RequestError: the text has no such range, or a setting is out of range.
+            UnsupportedModelError: the model's positions cannot be moved; `exact` still works.
+            CapacityError: the KV memory cannot hold the new document; the old one is unchanged.
+        """
+        begun = time.perf_counter()
+        if isinstance(start, tuple) or isinstance(end, tuple):
+            start, end = line_column_range(self.text, as_place(start), as_place(end))
+        found = self._llm.retokenizer.edit_text(self._tokens, start, end, text)
+        return self._edit(found, fidelity, share, selector, begun)
+
+    def replace(
+        self,
+        text: str,
+        *,
+        fidelity: Fidelity = "exact",
+        share: float = REPAIRED_SHARE,
+        selector: str = "blend",
+    ) -> EditReceipt:
+        """Become another text, and keep the KV of what both have in common.
+
+        Raises:
+            RequestError: a setting is out of range.
+            UnsupportedModelError: the model's positions cannot be moved; `exact` still works.
+            CapacityError: the KV memory cannot hold the new document; the old one is unchanged.
+        """
+        begun = time.perf_counter()
+        found = self._llm.retokenizer.replace_text(self._tokens, text)
+        return self._edit(found, fidelity, share, selector, begun)
+
+    def repair(self) -> EditReceipt:
+        """Compute everything again that is not exact, and wait for it.
+
+        Raises:
+            CapacityError: the KV memory cannot hold it.
+        """
+        begun = time.perf_counter()
+        return self._make_exact(self._tokens, TokenEdit((), True, True), begun)
+
+    def transplant(
+        self,
+        start: int,
+        source: Document,
+        source_start: int,
+        source_stop: int,
+        *,
+        keys: bool = True,
+        values: bool = True,
+    ) -> EditReceipt:
+        """Show tokens from `start` on with the KV that equal tokens have in another document.
+
+        Args:
+            start: first token of this document.
+            source: the other document; of the same model.
+            source_start: its first token.
+            source_stop: its token behind the last.
+            keys: take the keys.
+            values: take the values.
+
+        Raises:
+            RequestError: a document has no such range, or its tokens differ.
+        """
+        begun = time.perf_counter()
+        self._complete()
+        source._complete()
+        stop = start + source_stop - source_start
+
+        def plan(_: Engine) -> EditPlan:
+            source._kv.close_tail()
+            spans = tuple(cut(source._kv.order, source_start, source_stop))
+            return self._kv.apply(Transplant(start, stop, spans, keys=keys, values=values))
+
+        with kept(self._llm.loop, source._kv):
+            self._own_instead(carry_out(self._llm.loop, self._kv, self._call(plan)))
+        return self._receipt("shifted", TokenEdit((), False, True), 0, begun)
 
     def fork(self) -> Document:
         """Return a second document with the same text; both share the KV they have in common."""
@@ -194,6 +308,73 @@ class Document:
             raise RequestError(f"The text is {text!r}; give a string.", param="text")
         return self._llm.tokenizer.encode(text, add_special_tokens=False)
 
+    def _edit(
+        self, found: TokenEdit, fidelity: Fidelity, share: float, selector_name: str, begun: float
+    ) -> EditReceipt:
+        """Carry out an edit of tokens."""
+        rule = check_edit(fidelity, share, selector_name)
+        tokens = found.applied(self._tokens)
+        if fidelity == "exact":
+            return self._make_exact(tokens, found, begun)
+        self._complete()
+        plan = self._call(lambda _: self._kv.apply(found.edit))
+        require_movable(plan, self._llm.spec)
+        if not found.replaced:
+            return self._receipt(fidelity, found, 0, begun)
+        if plan.kept_prefix < SINK_TOKENS:
+            # What all other tokens attend to has changed: nothing behind it is worth keeping.
+            return self._make_exact(tokens, found, begun)
+        loop = self._llm.loop
+        self._own_instead(carry_out(loop, self._kv, plan))
+        self._tokens = tokens
+        if fidelity == "shifted":
+            return self._receipt(fidelity, found, plan.num_computed, begun)
+        repaired = repair(loop, self._kv, share, rule)
+        self._own_instead(repaired.doc)
+        return self._receipt(fidelity, found, plan.num_computed, begun, repaired.receipt)
+
+    def _make_exact(self, tokens: list[int], found: TokenEdit, begun: float) -> EditReceipt:
+        """Become these tokens, with the KV that a fresh prefill would have."""
+        rows = 0
+        if tokens:
+            computed = compute(self._llm.loop, tokens, self._kv, exact_only=True)
+            self._own_instead(computed.doc)
+            rows = computed.usage.computed_tokens
+        else:
+            self._call(lambda _: self._kv.truncate(0))
+        self._tokens = tokens
+        return self._receipt("exact", found, rows, begun)
+
+    def _complete(self) -> None:
+        """Compute again what was forgotten."""
+        if self._tokens and self._call(lambda _: self._kv.length) < len(self._tokens):
+            self._own_instead(self._compute(self._tokens).doc)
+
+    def _receipt(
+        self,
+        fidelity: Fidelity,
+        found: TokenEdit,
+        rows: int,
+        begun: float,
+        repaired: RepairReceipt | None = None,
+    ) -> EditReceipt:
+        return EditReceipt(
+            fidelity=fidelity,
+            tokens=self.provenance.tokens,
+            recomputed=rows + (repaired.repaired if repaired else 0),
+            repaired=repaired.repaired if repaired else 0,
+            deviation=repaired.deviation if repaired else None,
+            deviation_left=repaired.left if repaired else None,
+            canonical=found.canonical,
+            lossless=found.lossless,
+            seconds=time.perf_counter() - begun,
+        )
+
+    def _own_instead(self, kv: KVDoc) -> None:
+        """Let go of the KV held so far, and own another."""
+        self._finalizer()
+        self._own(kv)
+
     def _own(self, kv: KVDoc) -> None:
         """Let go of a document's KV together with this object; the engine holds it already."""
         self._kv = kv
@@ -204,26 +385,12 @@ class Document:
     def _compute(
         self, tokens: list[int], *, score_from: int | None = None, keep_logits: bool = False
     ) -> Computed:
-        inbox: SimpleQueue[Event] = SimpleQueue()
-
-        def submit(engine: Engine) -> str:
-            return engine.submit(
-                tokens, None, base=self._kv, score_from=score_from, keep_logits=keep_logits
-            )
-
-        (request_id,) = self._llm.loop.submit_and_wait([submit], inbox.put)
-        try:
-            event = inbox.get()
-        except BaseException:
-            self._llm.loop.call(lambda engine: _discard(engine, request_id, inbox))
-            raise
-        if isinstance(event, Failed):
-            raise event.error
-        assert isinstance(event, Computed)
-        return event
+        return compute(
+            self._llm.loop, tokens, self._kv, score_from=score_from, keep_logits=keep_logits
+        )
 
     def _call(self, task: Callable[[Engine], T]) -> T:
-        return self._llm.loop.call(task).result()
+        return call(self._llm.loop, task)
 
 
 def make_document(llm: Host, text: Prompt) -> Document:
@@ -235,12 +402,3 @@ def make_document(llm: Host, text: Prompt) -> Document:
     document = Document(llm)
     document.append_tokens(tokenize(llm.tokenizer, text)[1])
     return document
-
-
-def _discard(engine: Engine, request_id: str, inbox: SimpleQueue[Event]) -> None:
-    """Cancel a request, or let go of the document that nobody took."""
-    engine.cancel(request_id)
-    while not inbox.empty():
-        event = inbox.get()
-        if isinstance(event, Computed):
-            engine.release(event.doc)

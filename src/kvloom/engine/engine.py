@@ -205,8 +205,7 @@ class Engine:
 
     def release(self, doc: KVDoc) -> None:
         """Let go of a document that a user held."""
-        self.memory.idle.pop(doc, None)
-        doc.close()
+        self.memory.forget(doc)
 
     def abandon(self, doc: KVDoc) -> None:
         """Let go of a document soon; may be called by any thread and by a garbage collector."""

@@ -23,6 +23,7 @@ from kvloom.engine.streams import stream_tokens
 from kvloom.errors import CapacityError
 from kvloom.outputs import EngineStats, RequestOutput, StreamChunk
 from kvloom.params import SamplingParams
+from kvloom.reuse.retokenize import Retokenizer
 
 
 class LLM:
@@ -31,6 +32,7 @@ class LLM:
     Attributes:
         model_path: folder with the weights; plain transformers loads it as well.
         tokenizer: the model's own.
+        retokenizer: turns edits of text into edits of tokens.
         spec: what the probe found out about the model.
         passport: digests and formats that every cached token depends on.
         config: settings of the engine.
@@ -46,6 +48,7 @@ class LLM:
         assembly, self._loop = launch(lambda: assemble(model, settings))
         self.model_path = assembly.model_path
         self.tokenizer = assembly.tokenizer
+        self.retokenizer = Retokenizer(assembly.tokenizer)
         self.spec = assembly.spec
         self.passport = assembly.passport
         self.config = assembly.config

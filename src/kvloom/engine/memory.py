@@ -6,6 +6,7 @@ Does not know: which sequence runs next.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -34,7 +35,7 @@ class EngineMemory:
         tree: known prefixes; None if nothing is to be reused.
         idle: documents that users hold, least recently used first; their KV is forgotten when
             room is needed.
-        in_work: documents that are neither a sequence's nor idle, and are not forgotten.
+        in_work: documents that are not forgotten for the time being, with how many ask for it.
     """
 
     def __init__(self, pool: Pool, root: Lineage, *, reuse_prefixes: bool) -> None:
@@ -42,7 +43,7 @@ class EngineMemory:
         self.root = root
         self.tree = PrefixTree(pool, root) if reuse_prefixes else None
         self.idle: dict[KVDoc, None] = {}
-        self.in_work: set[KVDoc] = set()
+        self.in_work: Counter[KVDoc] = Counter()
         self.hits = 0
         self.queries = 0
         self._running: dict[Sequence, KVDoc] = {}
@@ -135,6 +136,26 @@ class EngineMemory:
         """Keep a document that a user holds, as the one used last."""
         self.idle.pop(doc, None)
         self.idle[doc] = None
+
+    def forget(self, doc: KVDoc) -> None:
+        """Let go of a held document."""
+        self.idle.pop(doc, None)
+        self.in_work.pop(doc, None)
+        doc.close()
+
+    def protect(self, doc: KVDoc) -> None:
+        """Keep a held document from being forgotten, as often as `unprotect` is called later."""
+        self.idle.pop(doc, None)
+        self.in_work[doc] += 1
+
+    def unprotect(self, doc: KVDoc) -> None:
+        """Let a protected document be forgotten again when room is needed."""
+        if doc not in self.in_work:  # somebody has let go of it
+            return
+        self.in_work[doc] -= 1
+        if self.in_work[doc] == 0:
+            del self.in_work[doc]
+            self.hold(doc)
 
     def publish(self, doc: KVDoc) -> None:
         """Let others reuse what a document holds."""

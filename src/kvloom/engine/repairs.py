@@ -11,7 +11,6 @@ import logging
 from kvloom.engine.memory import EngineMemory
 from kvloom.engine.request import Event, Failed, Repaired
 from kvloom.errors import CapacityError, KvloomError
-from kvloom.kv.doc import KVDoc
 from kvloom.kv.pool import blocks_for
 from kvloom.reuse.repair import Repair
 from kvloom.types import Forward
@@ -37,7 +36,7 @@ class Repairs:
 
     def begin(self, request_id: str, repair: Repair) -> None:
         """Take a repair; its document is a fork that nobody else holds."""
-        self._memory.in_work.add(repair.doc)
+        self._memory.protect(repair.doc)
         self._open[request_id] = repair
 
     def step(self) -> list[Event]:
@@ -53,17 +52,16 @@ class Repairs:
             return [Failed(request_id, error)]
         if not repair.finished:
             return []
-        doc = self._let_go(request_id)
+        self._open.pop(request_id)
         # Held at once, so that it can be forgotten before its receiver takes it.
-        self._memory.hold(doc)
-        return [Repaired(request_id, doc, repair.receipt())]
+        self._memory.unprotect(repair.doc)
+        return [Repaired(request_id, repair.doc, repair.receipt())]
 
-    def cancel(self, request_id: str) -> bool:
-        """End a repair now; return whether there was one."""
-        if request_id not in self._open:
-            return False
-        self._let_go(request_id).close()
-        return True
+    def cancel(self, request_id: str) -> None:
+        """End a repair now; unknown ids are ignored."""
+        repair = self._open.pop(request_id, None)
+        if repair is not None:
+            self._memory.forget(repair.doc)
 
     def _advance(self, repair: Repair) -> None:
         if not self._memory.make_room(blocks_for(repair.next_rows), repair.doc):
@@ -72,8 +70,3 @@ class Repairs:
                 "end other requests, repair a smaller share or raise kv_memory."
             )
         repair.advance(self._runner)
-
-    def _let_go(self, request_id: str) -> KVDoc:
-        doc = self._open.pop(request_id).doc
-        self._memory.in_work.discard(doc)
-        return doc

@@ -1,0 +1,54 @@
+"""How near to a fresh prefill an edited document is to be: what a user may ask for.
+
+Knows: the names, their settings and their limits.
+Does not know: how anything is computed.
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from kvloom.errors import RequestError
+from kvloom.outputs import Fidelity
+from kvloom.reuse.select import Selector, selector
+from kvloom.reuse.text_range import LineColumn
+
+REPAIRED_SHARE = 0.15
+"""Source: CacheBlend (Yao et al. 2025), figure 16: the least share without a loss of quality."""
+SINK_TOKENS = 4
+"""An edit within so many first tokens changes what all others attend to most.
+
+Source: StreamingLLM (Xiao et al. 2024), section 3.1: four attention sinks.
+"""
+
+
+def check_edit(fidelity: Fidelity, share: float, selector_name: str) -> Selector:
+    """Return the selector that an edit asks for.
+
+    Raises:
+        RequestError: a name is unknown, or the share is none.
+    """
+    if fidelity not in get_args(Fidelity):
+        raise RequestError(
+            f"fidelity is {fidelity!r}; it must be one of {', '.join(get_args(Fidelity))}.",
+            param="fidelity",
+        )
+    valid = isinstance(share, int | float) and not isinstance(share, bool)
+    if not valid or not 0 <= share <= 1:
+        raise RequestError(f"share is {share!r}; give a number from 0 to 1.", param="share")
+    return selector(selector_name)
+
+
+def as_place(place: int | LineColumn) -> LineColumn:
+    """Return a place as line and column.
+
+    Raises:
+        RequestError: one end of a range is a character and the other a line and column.
+    """
+    if isinstance(place, int):
+        raise RequestError(
+            "One end of the range is a character and the other a line and column; give both in "
+            "the same way.",
+            param="range",
+        )
+    return place
