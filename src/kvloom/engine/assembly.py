@@ -24,6 +24,7 @@ from kvloom.model.digest import Progress
 from kvloom.model.open import OpenedModel, OpenOptions, open_model
 from kvloom.model.passport import Passport
 from kvloom.model.tokenizer import TextTokenizer
+from kvloom.ops.native.heap import release_freed_memory
 from kvloom.ops.native.library import CpuLevel
 from kvloom.types import ModelSpec
 
@@ -132,6 +133,7 @@ def assemble(model: str, settings: Settings) -> Assembly:
     decoder = TextDecoder.probe(opened.tokenizer)
     fingerprint = opened.passport.fingerprint
     engine = Engine(opened.runner, decoder, config, fingerprint, opened.kv_dtype, opened.layout)
+    release_freed_memory()
     return Assembly(engine=engine, opened=opened, config=config)
 
 
