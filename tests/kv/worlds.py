@@ -55,9 +55,14 @@ def small_pool(
     blocks: int, layers: Sequence[LayerSpec] = PLAIN, dtype: torch.dtype = torch.float32
 ) -> Pool:
     """A pool of so many blocks, full of NaN: what is read without having been written shows."""
-    pool = Pool(layers, blocks * block_bytes(layers, dtype), dtype)
-    for arena in (*pool.keys, *pool.values):
-        arena.fill_(torch.nan)
+    return littered(Pool(layers, blocks * block_bytes(layers, dtype), dtype), torch.nan)
+
+
+def littered(pool: Pool, litter: float) -> Pool:
+    """Fill a pool with numbers that show if they are read; beside codes they are the scales."""
+    for layer in range(len(pool.keys)):
+        for arena in pool.arenas(layer):
+            arena.fill_(litter if arena.is_floating_point() else 127)
     return pool
 
 
@@ -80,7 +85,13 @@ def check_books(pool: Pool, docs: Sequence[KVDoc]) -> None:
     assert pool.free_blocks == int((owners == 0).sum())
     assert pool.used_bytes == int((owners > 0).sum()) * pool.block_bytes
     assert pool.free_pages == pool.free_blocks * pool.pages_per_block
-    assert pool.nbytes == sum(arena.nbytes for arena in (*pool.keys, *pool.values))
+    assert pool.nbytes == arena_bytes(pool)
+
+
+def arena_bytes(pool: Pool) -> int:
+    """Return the bytes of all tensors of a pool."""
+    lists = (pool.keys, pool.values, pool.key_scales, pool.value_scales)
+    return sum(arena.nbytes for arenas in lists for arena in arenas)
 
 
 class World:
@@ -134,9 +145,7 @@ class World:
 
     def _write(self, slots: np.ndarray) -> None:
         for layer in range(len(self.layers)):
-            k, v = self.fresh(layer, slots)
-            self.pool.keys[layer][:, slots] = k
-            self.pool.values[layer][:, slots] = v
+            self.pool.write(layer, torch.from_numpy(slots), *self.fresh(layer, slots))
 
     def end_pos(self, doc: KVDoc) -> int:
         """Return the position behind a document's last token, overlays aside."""
