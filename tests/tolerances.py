@@ -28,6 +28,7 @@ TOLERANCE = {
     },
     # Keys and values in codes, beside fp32 weights.
     "int8 KV": {
+        "attention": 5e-2,
         "logits": 6e-2,
     },
     "float16": {

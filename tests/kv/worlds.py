@@ -108,9 +108,15 @@ class World:
         v: values by layer.
     """
 
-    def __init__(self, seed: int, layers: Sequence[LayerSpec] = MIXED, blocks: int = 40) -> None:
+    def __init__(
+        self,
+        seed: int,
+        layers: Sequence[LayerSpec] = MIXED,
+        blocks: int = 40,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.layers = layers
-        self.pool = small_pool(blocks, layers)
+        self.pool = small_pool(blocks, layers, dtype)
         self.docs: list[KVDoc] = []
         self.overlays: set[Segment] = set()
         self.random = np.random.default_rng(seed)

@@ -250,6 +250,9 @@ class Kernels:
         for rows, arena in ((k, keys), (v, values)):
             if rows.shape != (len(slots), arena.shape[0], arena.shape[2]):
                 raise ValueError(f"rows of shape {tuple(rows.shape)} for {tuple(arena.shape)}")
+        wanted = [keys.shape[:2]] * (2 if keys.dtype is torch.int8 else 0)
+        if [part.shape for part in scales] != wanted:
+            raise ValueError(f"{len(scales)} arenas of scales do not fit {keys.dtype}")
         if len(slots) and not 0 <= int(slots.min()) <= int(slots.max()) < keys.shape[1]:
             raise IndexError(f"slots outside of 0 to {keys.shape[1] - 1}")
         key_scales, value_scales = scales or (None, None)
