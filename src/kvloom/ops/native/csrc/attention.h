@@ -13,6 +13,13 @@
 static const int TILE = 64;
 static const int MAX_QUERIES = 96;  // query vectors of an item: rows times heads of one KV head
 
+INLINE Arena keys_of(const Layer &layer, int32_t format, int64_t slots) {
+    return Arena{layer.keys, layer.key_scales, format, layer.k_dim, slots};
+}
+INLINE Arena values_of(const Layer &layer, int32_t format, int64_t slots) {
+    return Arena{layer.values, layer.value_scales, format, layer.v_dim, slots};
+}
+
 struct Heads {
     const Layer *layer;
     int32_t kv_format;

@@ -179,13 +179,6 @@ struct Arena {
     int64_t slots;
 };
 
-INLINE Arena keys_of(const Layer &layer, int32_t format, int64_t slots) {
-    return Arena{layer.keys, layer.key_scales, format, layer.k_dim, slots};
-}
-INLINE Arena values_of(const Layer &layer, int32_t format, int64_t slots) {
-    return Arena{layer.values, layer.value_scales, format, layer.v_dim, slots};
-}
-
 static void put_key(const Arena &arena, int head, int64_t slot, const float *x) {
     const int dims = arena.dims, lane = (int)(slot & 63);
     const int64_t tile = ((int64_t)head * arena.slots + (slot & ~63LL)) * dims;
