@@ -6,14 +6,14 @@ Does not know: tokens, positions or documents.
 A *page* is 64 slots of one (layer, KV head). Pages are handed out in *blocks*: the pages of the
 same 64 slots in every layer and head. Every layer is one tensor (g, slots, d), so a run of blocks
 reads as (g, t, d) without copying and grows in place while the block behind it is free
-(ADR 0002).
+(ADR 0002). A pool of int8 holds codes, with a scale per row in an arena of its own (ADR 0012).
 """
 
 from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from kvloom.errors import CapacityError
 from kvloom.ops import tiles
+from kvloom.ops.codes import Coded, decode, encode
 from kvloom.types import KVLayout, LayerSpec
 
 PAGE_SLOTS = 64
@@ -40,18 +41,24 @@ def blocks_for(num_slots: int) -> int:
 
 
 def block_bytes(layers: Sequence[LayerSpec], dtype: torch.dtype) -> int:
-    """Return the bytes of 64 slots in every layer and head."""
+    """Return the bytes of 64 slots in every layer and head, scales included."""
     slot_values = sum(layer.kv_heads * (layer.k_dim + layer.v_dim) for layer in layers)
-    return PAGE_SLOTS * slot_values * dtype.itemsize
+    slot_scales = sum(2 * layer.kv_heads for layer in layers) if dtype is torch.int8 else 0
+    return PAGE_SLOTS * (slot_values * dtype.itemsize + slot_scales * torch.float32.itemsize)
 
 
 class Pool:
     """Key and value slots of all layers, with a reference count per block.
 
     Attributes:
+        dtype: of keys and values; int8 are codes.
+        row_dtype: of the rows that are read: fp32 for codes, whose rows a smaller format would
+            round again.
         layout: `plain` rows for torch, or the `tiled` order of the compiled executor.
         keys: per layer (g, slots, d), in the pool's layout.
         values: per layer (g, slots, dv), in the pool's layout.
+        key_scales: per layer fp32 (g, slots), beside codes; else empty.
+        value_scales: per layer fp32 (g, slots), beside codes; else empty.
 
     Raises:
         CapacityError: the budget does not hold a single block.
@@ -66,6 +73,7 @@ class Pool:
         layout: KVLayout = "plain",
     ) -> None:
         self.dtype = dtype
+        self.row_dtype = torch.float32 if dtype is torch.int8 else dtype
         self.layout = layout
         self.pages_per_block = sum(layer.kv_heads for layer in layers)
         self.block_bytes = block_bytes(layers, dtype)
@@ -76,12 +84,19 @@ class Pool:
                 f"which takes {self.block_bytes} bytes for this model; raise kv_memory."
             )
         slots = self.num_blocks * PAGE_SLOTS
-        self.keys: list[Tensor] = [
-            _arena((layer.kv_heads, slots, layer.k_dim), dtype, device, layout) for layer in layers
-        ]
-        self.values: list[Tensor] = [
-            _arena((layer.kv_heads, slots, layer.v_dim), dtype, device, layout) for layer in layers
-        ]
+
+        def arenas(dims: Iterable[int]) -> list[Tensor]:
+            shapes = [(layer.kv_heads, slots, d) for layer, d in zip(layers, dims, strict=True)]
+            return [_arena(shape, dtype, device, layout) for shape in shapes]
+
+        def scales() -> list[Tensor]:
+            coded = layers if dtype is torch.int8 else ()
+            shapes = [(layer.kv_heads, slots) for layer in coded]
+            return [_arena(shape, torch.float32, device, layout) for shape in shapes]
+
+        self.keys = arenas(layer.k_dim for layer in layers)
+        self.values = arenas(layer.v_dim for layer in layers)
+        self.key_scales, self.value_scales = scales(), scales()
         self._owners = np.zeros(self.num_blocks, dtype=np.int32)
         self._filled = np.zeros(self.num_blocks, dtype=np.int32)
         self.free_blocks = self.num_blocks
@@ -106,11 +121,44 @@ class Pool:
         """Pages that nobody owns."""
         return self.free_blocks * self.pages_per_block
 
+    def arenas(self, layer: int) -> tuple[Tensor, ...]:
+        """Return all that a layer keeps: keys, values, and the scales of codes; slots second."""
+        if self.dtype is not torch.int8:
+            return self.keys[layer], self.values[layer]
+        scales = self.key_scales[layer], self.value_scales[layer]
+        return self.keys[layer], self.values[layer], *scales
+
     def read(self, layer: int, first_slot: int, stop_slot: int) -> tuple[Tensor, Tensor]:
         """Return keys (g, t, d) and values (g, t, dv) of neighbouring slots as plain rows.
 
-        They are views of a plain pool, and may be copies out of a tiled one.
+        They are views of a plain pool, may be copies out of a tiled one, and are fp32 out of codes.
         """
+        k, v = self._rows(layer, first_slot, stop_slot)
+        if self.dtype is not torch.int8:
+            return k, v
+        slots = slice(first_slot, stop_slot)
+        return (
+            decode(Coded(k, self.key_scales[layer][:, slots])),
+            decode(Coded(v, self.value_scales[layer][:, slots])),
+        )
+
+    def write(self, layer: int, slots: slice | Tensor, k: Tensor, v: Tensor) -> None:
+        """Put keys (g, s, d) and values (g, s, dv) into their slots."""
+        if self.dtype is torch.int8:
+            k, self.key_scales[layer][:, slots] = encode(k)
+            v, self.value_scales[layer][:, slots] = encode(v)
+        self._put(layer, slots, k, v)
+
+    def copy(self, first_slot: int, stop_slot: int, slots: Tensor) -> None:
+        """Put what neighbouring slots hold in every layer into other slots, bit for bit."""
+        for layer in range(len(self.keys)):
+            k, v = self._rows(layer, first_slot, stop_slot)
+            self._put(layer, slots, k.clone(), v.clone())
+            for scales in self.arenas(layer)[2:]:
+                scales[:, slots] = scales[:, first_slot:stop_slot].clone()
+
+    def _rows(self, layer: int, first_slot: int, stop_slot: int) -> tuple[Tensor, Tensor]:
+        """Return rows as they are kept."""
         if self.layout == "plain":
             slots = slice(first_slot, stop_slot)
             return self.keys[layer][:, slots], self.values[layer][:, slots]
@@ -121,8 +169,8 @@ class Pool:
         v = tiles.untile_values(self.values[layer][:, whole])
         return k[:, wanted], v[:, wanted]
 
-    def write(self, layer: int, slots: slice | Tensor, k: Tensor, v: Tensor) -> None:
-        """Put keys (g, s, d) and values (g, s, dv) into their slots."""
+    def _put(self, layer: int, slots: slice | Tensor, k: Tensor, v: Tensor) -> None:
+        """Keep rows as they are, but for the dtype."""
         if self.layout == "tiled":
             index = torch.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots
             tiles.put_keys(self.keys[layer], index, k)
@@ -224,7 +272,7 @@ class Pool:
 
 
 def _arena(
-    shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device | str, layout: KVLayout
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str, layout: KVLayout
 ) -> Tensor:
     """Return memory that costs no resident page before it is written."""
     if layout == "plain":
