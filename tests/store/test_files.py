@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 
 import pytest
 
@@ -83,3 +84,12 @@ def test_only_orphans_of_our_own_are_removed(tmp_path, monkeypatch):
     assert seen == [[mine.name]], "a file that is being written was removed"
     assert files.stored_files(tmp_path) == {NAME: 1}
     assert all(path.exists() for path in others)
+
+
+def test_a_lock_keeps_others_out_for_a_while_only(tmp_path):
+    with files.locked(tmp_path, 1.0):
+        before = time.monotonic()
+        with files.locked(tmp_path, 0.05):
+            assert time.monotonic() - before >= 0.05
+    with pytest.raises(OSError, match="none"), files.locked(tmp_path / "none", 1.0):
+        pass

@@ -86,7 +86,7 @@ def test_a_damaged_file_is_made_anew(tmp_path, tally, caplog):
         index = filled(tmp_path / "index", tally)
         assert len(index.entries()) == 5
         index.close()
-    assert "making it anew" in caplog.text
+    assert "made anew" in caplog.text
     assert tally.statistics().errors == 0
 
 
@@ -107,6 +107,21 @@ def test_random_bits_never_raise(tmp_path, tally):
             assert found.key in {chunk.key for chunk in CHUNKS}
         index.add(CHUNKS[0].key, CHUNKS[0].tokens, 100, 5.0)
         index.close()
+
+
+@pytest.mark.parametrize("word", [b"last_used", b"first_token", b"CREATE TABLE", b"BLOB NOT NULL"])
+def test_a_garbled_schema_is_made_anew(tmp_path, tally, word):
+    for bad in (word.replace(b"a", b"\xc9"), word[:-1] + b"x", word.lower()):
+        filled(tmp_path / "index", tally).close()
+        data = (tmp_path / "index").read_bytes()
+        (tmp_path / "index").write_bytes(data.replace(word, bad))
+        index = filled(tmp_path / "index", tally)
+        assert len(index.entries()) == 5
+        index.close()
+        again = Index(tmp_path / "index", tally, "disk")
+        assert len(again.entries()) == 5, "it was not repaired"
+        again.close()
+    assert tally.statistics().errors == 0
 
 
 def test_another_version_is_made_anew(tmp_path, tally):
@@ -142,3 +157,14 @@ def test_no_folder_is_no_error(tmp_path, tally):
     assert tally.statistics().errors == 1
     index.close()
     assert index.entries() == []  # closed: nothing, and no error that is raised
+
+
+def test_a_truncated_file_is_made_anew(tmp_path, tally):
+    filled(tmp_path / "index", tally).close()
+    data = (tmp_path / "index").read_bytes()
+    for cut in (1, 50, 100, 1000, 4096, 5000, 8192, len(data) - 1):
+        (tmp_path / "index").write_bytes(data[:cut])
+        index = filled(tmp_path / "index", tally)
+        assert len(index.entries()) == 5
+        index.close()
+    assert tally.statistics().errors == 0

@@ -107,7 +107,7 @@ def test_a_header_that_lies_with_a_right_checksum_is_refused(monkeypatch):
     for lie in lies:
         monkeypatch.setattr(serde, "_entry", lambda *_, lie=lie: entry(*lie))
         data = joined(chunk)
-        with pytest.raises(DamagedChunkError, match="fit|read"):
+        with pytest.raises(DamagedChunkError, match=r"fit|read"):
             deserialize(data, chunk.key)
 
 

@@ -10,6 +10,7 @@ import fcntl
 import mmap
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -79,6 +80,26 @@ def stored_files(folder: Path) -> dict[str, int]:
             with suppress(OSError):
                 sizes[path.stem] = path.stat().st_size
     return sizes
+
+
+@contextmanager
+def locked(folder: Path, timeout_s: float) -> Iterator[None]:
+    """Keep other processes out of a folder; go on without after some time, or if it has no locks.
+
+    Raises:
+        OSError: the folder cannot be opened.
+    """
+    with _opened(folder) as descriptor:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.01)
+            except OSError:
+                break
+        yield
 
 
 def _listed(folder: Path) -> list[Path]:

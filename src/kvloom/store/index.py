@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from kvloom.errors import StoreError
+from kvloom.store.files import locked
 from kvloom.store.key import ChunkKey, Place, hash_tokens
 from kvloom.store.tier import Continuation, Entry, Tally
 
@@ -28,13 +29,27 @@ SCHEMA_VERSION = 1
 BUSY_S = 1.0
 """Seconds to wait for another process that writes to the index."""
 
+OPEN_S = 5.0
+"""Seconds to wait for another process that opens the index."""
+_NOT_DAMAGE = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+
 _TABLE = """
 CREATE TABLE IF NOT EXISTS chunks (
   name TEXT PRIMARY KEY, place BLOB NOT NULL, first_token INTEGER NOT NULL, tokens BLOB NOT NULL,
   fingerprint BLOB NOT NULL, recipe TEXT NOT NULL, token_hash BLOB NOT NULL, context BLOB,
   tenant TEXT NOT NULL, nbytes INTEGER NOT NULL, hits INTEGER NOT NULL, created REAL NOT NULL,
   last_used REAL NOT NULL, pinned INTEGER NOT NULL
-) WITHOUT ROWID
+)
 """
 _PLACES = "CREATE INDEX IF NOT EXISTS places ON chunks (place, first_token)"
 _KEY = "fingerprint, recipe, token_hash, context, tenant"
@@ -82,16 +97,17 @@ class Index:
         """Forget entries whose parts contradict each other; return the names of the others."""
         sound: set[str] = set()
         unsound = []
-        statement = f"SELECT name, place, first_token, tokens, {_KEY} FROM chunks"
-        for name, place, first_token, raw, *parts in self._rows(statement):
+        statement = f"SELECT rowid, name, place, first_token, tokens, {_KEY} FROM chunks"
+        for row, name, place, first_token, raw, *parts in self._rows(statement):
             with suppress(ValueError, TypeError, StoreError):
                 key, tokens = ChunkKey(*parts), np.frombuffer(raw, dtype=np.int64)
                 found = (key.name, key.place.digest, int(tokens[0]), hash_tokens(tokens))
                 if found == (name, place, first_token, key.token_hash):
                     sound.add(name)
                     continue
-            unsound.append(name)
-        self.remove(unsound)
+            unsound.append(row)
+        for row in unsound:  # their names may be garbled as well
+            self._change("DELETE FROM chunks WHERE rowid = ?", (row,))
         return sound
 
     def size(self) -> tuple[int, int]:
@@ -151,7 +167,7 @@ class Index:
         with self._lock:
             try:
                 return work()
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeError) as error:  # the latter: a garbled message
                 self._tally.add("errors")
                 self._tally.say_once("index", "the index of stored chunks fails: %s", error)
                 return otherwise
@@ -159,12 +175,13 @@ class Index:
     def _open(self, path: Path) -> sqlite3.Connection:
         """Open the file; make it anew if it is damaged; do without one if that is impossible."""
         try:
-            try:
-                return connect(path)
-            except sqlite3.OperationalError:  # busy, or no rights: it may be whole
-                raise
-            except sqlite3.DatabaseError as error:
-                logger.warning("the index %s cannot be used (%s); making it anew", path, error)
+            with locked(path.parent, OPEN_S):
+                try:
+                    return connect(path)
+                except sqlite3.Error as error:
+                    if error.sqlite_errorcode & 0xFF in _NOT_DAMAGE:
+                        raise
+                    logger.warning("the index %s is made anew: %s", path, error)
                 for part in ("", "-wal", "-shm"):
                     path.with_name(path.name + part).unlink(missing_ok=True)
                 return connect(path)
@@ -178,8 +195,7 @@ def connect(path: Path | None) -> sqlite3.Connection:
     """Open an index file, or one in memory, and check that it is whole.
 
     Raises:
-        sqlite3.OperationalError: it cannot be opened or written now.
-        sqlite3.DatabaseError: it is damaged or of another version.
+        sqlite3.Error: it cannot be opened or written now, is damaged or of another version.
     """
     connection = sqlite3.connect(
         ":memory:" if path is None else path,
@@ -187,20 +203,31 @@ def connect(path: Path | None) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
     )
+    connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version not in (0, SCHEMA_VERSION):
-            raise sqlite3.DatabaseError(f"it has version {version}, not {SCHEMA_VERSION}")
+            raise _damage(f"it has version {version}, not {SCHEMA_VERSION}")
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
+            raise _damage(verdict)
         connection.execute(_TABLE)
         connection.execute(_PLACES)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute(f"SELECT name, place, first_token, {_ENTRY} FROM chunks LIMIT 1")
         connection.execute("UPDATE chunks SET hits = hits WHERE name = ''")  # is it writable?
+    except UnicodeError as error:  # the message quotes what is garbled
+        connection.close()
+        raise _damage("its schema is garbled") from error
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _damage(reason: str) -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError(reason)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error

@@ -182,6 +182,7 @@ class _Record:
     def encode(self) -> bytes:
         key = self.key
         content = {
+            "name": key.name,
             "fingerprint": key.fingerprint.hex(),
             "recipe": key.recipe,
             "context": None if key.context is None else key.context.hex(),
@@ -194,7 +195,7 @@ class _Record:
 
     @classmethod
     def decode(cls, data: bytes) -> _Record:
-        """Read a record; the token hash is taken from the tokens, so that they cannot disagree.
+        """Read a record.
 
         Raises:
             ValueError, TypeError, KeyError, StoreError: it is damaged.
@@ -202,8 +203,6 @@ class _Record:
         content = json.loads(data)
         context = content["context"]
         tokens = np.frombuffer(base64.b64decode(content["tokens"]), dtype=np.int64)
-        if not len(tokens):
-            raise ValueError("a record without tokens")
         key = ChunkKey(
             fingerprint=bytes.fromhex(content["fingerprint"]),
             recipe=str(content["recipe"]),
@@ -211,6 +210,8 @@ class _Record:
             context=None if context is None else bytes.fromhex(context),
             tenant=str(content["tenant"]),
         )
+        if key.name != content["name"] or not len(tokens):
+            raise ValueError("its parts contradict each other")
         return cls(key, tokens, int(content["nbytes"]), float(content["created"]))
 
 

@@ -161,7 +161,7 @@ def read_header(buffer: Buffer) -> Header:
             return Header(_read_key(manifest["key"]), manifest, content, 8 + length)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, StoreError) as error:
         raise DamagedChunkError(f"its header cannot be read ({error})") from error
-    raise OtherVersionError(f"it has format {version}, not {FORMAT_VERSION}")
+    raise OtherVersionError(f"it has format {version!r}, not {FORMAT_VERSION}")
 
 
 def read_tokens(buffer: Buffer, header: Header) -> np.ndarray:
