@@ -114,7 +114,12 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestStoreMachine.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+
+
+@pytest.mark.long
+class TestStoreMachineLong(StoreMachine.TestCase):
+    settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 def test_reading_copies_up(tmp_path):
@@ -138,6 +143,16 @@ def test_reading_copies_up(tmp_path):
     assert_same(found, chunk)
     counted = store.statistics().tiers
     assert (counted["ram"].misses, counted["disk"].hits, counted["remote"].hits) == (2, 1, 1)
+    store.close()
+
+
+def test_nothing_is_copied_for_a_memory_that_is_too_small(tmp_path):
+    _, disk, _ = tiers(tmp_path)
+    disk.put(CHUNKS[1])
+    store = TieredStore(RamStore(1), disk)
+    assert_same(store.get(CHUNKS[1].key), CHUNKS[1])
+    assert store.flush()
+    assert store.statistics().tiers["ram"].refused == 0
     store.close()
 
 

@@ -7,6 +7,7 @@ Does not know: how they are kept.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -146,12 +147,13 @@ def opened(
         StoreError: there is no such folder.
     """
     from kvloom.model.digest import cache_root
-    from kvloom.store.disk import DEFAULT_BUDGET_BYTES, DiskStore
+    from kvloom.store.disk import DiskStore
 
     folder = folder or cache_root() / "store"
     if not make and not folder.is_dir():
         raise StoreError(f"there is no store at {folder}; name another with --store.")
-    store = DiskStore(folder, budget_bytes or DEFAULT_BUDGET_BYTES)
+    # Which budget the folder is used with is not known here, so nothing has to go for it.
+    store = DiskStore(folder, sys.maxsize if budget_bytes is None else budget_bytes)
     try:
         yield store
     finally:

@@ -206,7 +206,8 @@ def connect(path: Path | None) -> sqlite3.Connection:
     connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     try:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
+        # After a power cut the index may be damaged; then it is made anew from the files.
+        connection.execute("PRAGMA synchronous = OFF")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version not in (0, SCHEMA_VERSION):
             raise _damage(f"it has version {version}, not {SCHEMA_VERSION}")

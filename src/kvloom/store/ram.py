@@ -62,7 +62,7 @@ class RamStore:
                 return True
             entries = [held.entry for held in self._held.values()]
             over = self._nbytes + nbytes - self._budget_bytes
-            victims = choose_victims(entries, over, now) if nbytes <= self._budget_bytes else None
+            victims = choose_victims(entries, over, now) if self.takes(nbytes) else None
             if victims is None:
                 self._tally.add("refused")
                 return False
@@ -75,6 +75,10 @@ class RamStore:
             self._nbytes += nbytes
             self._tally.add("stored")
             return True
+
+    def takes(self, nbytes: int) -> bool:
+        """Whether a chunk of so many bytes could be kept at all."""
+        return nbytes <= self._budget_bytes
 
     def has(self, name: str) -> bool:
         """Whether there is such a chunk."""

@@ -182,9 +182,9 @@ class TieredStore:
         return self._ram.put(chunk)
 
     def _promote(self, chunk: Chunk, tiers: Sequence[ChunkStore]) -> None:
-        if tiers:
-            # Memory of its own: a mapped file's bytes are not the first tier's.
-            self._write(chunk, tiers, copy=True)
+        useful = [t for t in tiers if t is not self._ram or self._ram.takes(chunk.nbytes)]
+        # Memory of its own: a mapped file's bytes are not the first tier's.
+        self._write(chunk, useful, copy=True)
 
     def _write(self, chunk: Chunk, tiers: Sequence[ChunkStore], *, copy: bool = False) -> bool:
         """Put a chunk into tiers in the background; say whether there was room in the queue."""
