@@ -268,6 +268,22 @@ def test_what_turns_out_to_be_secret_is_removed_below(tmp_path, wait):
     store.close()
 
 
+def test_what_was_kept_behind_a_late_secret_is_removed_as_well(tmp_path):
+    store = TieredStore(*tiers(tmp_path))
+    first, beside = make_chunk(list(range(70))), make_chunk([99])
+    lineage = ROOT.extend(range(70))
+    behind = make_chunk([5], lineage)
+    far_behind = make_chunk([6], lineage.extend([5]))
+    for chunk in (first, behind, far_behind, beside):
+        store.put(chunk)
+    assert store.flush()
+    store.put(first, secret=True)
+    assert store.flush()
+    assert {path.stem for path in on_disk_or_remote(tmp_path)} == {beside.name}
+    assert store.is_secret_context(far_behind.key.context)
+    store.close()
+
+
 def test_memory_alone_is_a_store():
     store = TieredStore(RamStore(100))
     assert not store.put(make_chunk(list(range(100))))

@@ -178,8 +178,24 @@ class TieredStore:
         name = chunk.name
         self._secret_names.add(name)
         for tier in self._lower:
-            self._writer.submit(_deletion(tier, name), must=True)
+            self._writer.submit(self._purge(tier, name), must=True)
         return self._ram.put(chunk)
+
+    def _purge(self, tier: ChunkStore, name: str) -> Callable[[], None]:
+        """Return the task that removes a chunk that was kept, and all that has attended to it."""
+
+        def purge() -> None:
+            found = tier.delete(name)
+            while found:
+                behind = [e.key for e in tier.entries() if self.is_secret_context(e.key.context)]
+                found = bool(behind)
+                for key in behind:
+                    chunk = tier.get(key)
+                    if chunk is not None:
+                        self._secrets.add(chunk.origin, chunk.tokens)
+                    found &= tier.delete(key.name)  # what cannot be removed is not tried for ever
+
+        return purge
 
     def _promote(self, chunk: Chunk, tiers: Sequence[ChunkStore]) -> None:
         useful = [t for t in tiers if t is not self._ram or self._ram.takes(chunk.nbytes)]
@@ -209,10 +225,6 @@ class TieredStore:
     def _report(self, future: Future[None]) -> None:
         if (error := future.exception()) is not None:
             self._tally.say_once("write", "a chunk was not stored: %s", error)
-
-
-def _deletion(tier: ChunkStore, name: str) -> Callable[[], bool]:
-    return lambda: tier.delete(name)
 
 
 def _joined(upper: Entry, lower: Entry) -> Entry:
