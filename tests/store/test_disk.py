@@ -291,8 +291,12 @@ def test_the_folder_is_private(tmp_path, caplog):
     DiskStore(tmp_path / "a" / "b").close()
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
     (tmp_path / "open").mkdir(mode=0o755)
-    DiskStore(tmp_path / "open").close()
+    store = refilled(tmp_path / "open")
     assert "chmod it to 700" in caplog.text
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "open").iterdir()}
+    assert {INDEX, f"{INDEX}-wal"} < modes.keys()
+    assert set(modes.values()) == {0o600}
+    store.close()
 
 
 def test_raw_bytes_are_taken_only_if_intact(store):

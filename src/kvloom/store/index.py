@@ -9,6 +9,7 @@ A failing index costs hints, never an answer: errors are counted, and reads find
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -197,6 +198,8 @@ def connect(path: Path | None) -> sqlite3.Connection:
     Raises:
         sqlite3.Error: it cannot be opened or written now, is damaged or of another version.
     """
+    if path is not None:
+        _make_private(path)
     connection = sqlite3.connect(
         ":memory:" if path is None else path,
         timeout=BUSY_S,
@@ -226,6 +229,16 @@ def connect(path: Path | None) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _make_private(path: Path) -> None:
+    """Let nobody else read the index, which holds tokens; sqlite gives its other files the same."""
+    # An existing file is not opened: closing it would drop the locks of this process's other
+    # connections to it.
+    with suppress(OSError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    with suppress(OSError):
+        path.chmod(0o600)
 
 
 def _damage(reason: str) -> sqlite3.DatabaseError:
