@@ -48,6 +48,16 @@ CacheDirOption = Annotated[
         help="Folder for converted models.",
     ),
 ]
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        envvar="KVLOOM_STORE",
+        file_okay=False,
+        show_default="store in the user's cache folder",
+        help="Folder of stored KV.",
+    ),
+]
 DTypeOption = Annotated[
     DType, typer.Option(help="Of weights and activations; float32 is the reference.")
 ]
