@@ -7,7 +7,7 @@ Does not know: how requests reach the engine.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -19,6 +19,7 @@ from kvloom.config import DType, EngineConfig, KVDType, Quantization, parse_byte
 from kvloom.decode.detokenize import TextDecoder
 from kvloom.engine.engine import Engine
 from kvloom.engine.loop import EngineLoop
+from kvloom.engine.shelving import StoreSettings, give_shelf, open_store
 from kvloom.errors import RequestError
 from kvloom.model.digest import Progress
 from kvloom.model.open import OpenedModel, OpenOptions, open_model
@@ -50,6 +51,7 @@ class Settings(TypedDict, total=False):
         trust_remote_code: run Python code that comes with the model; off by default.
         cache_dir: folder for conversions; None takes the user's cache folder.
         progress: is told about everything long, as (description, done, total).
+        store: where KV outlives the process; None keeps it in memory only.
     """
 
     dtype: DType
@@ -66,6 +68,7 @@ class Settings(TypedDict, total=False):
     trust_remote_code: bool
     cache_dir: Path | None
     progress: Progress | None
+    store: StoreSettings | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,13 @@ def assemble(model: str, settings: Settings) -> Assembly:
     decoder = TextDecoder.probe(opened.tokenizer)
     fingerprint = opened.passport.fingerprint
     engine = Engine(opened.runner, decoder, config, fingerprint, opened.kv_dtype, opened.layout)
+    store = settings.get("store")
+    if store is not None:
+
+        def text_of(tokens: Sequence[int]) -> str:
+            return opened.tokenizer.decode(tokens, skip_special_tokens=False)
+
+        give_shelf(engine, open_store(store, settings.get("cache_dir")), fingerprint, text_of)
     release_freed_memory()
     return Assembly(engine=engine, opened=opened, config=config)
 

@@ -26,4 +26,4 @@ def append_copies(doc: KVDoc, spans: Sequence[Span]) -> None:
         assert span.shift == 0, "copied KV that was moved"
         assert span.segment.lineage_at(span.start) == doc.lineage(), "copied KV out of its place"
         slots = torch.from_numpy(doc.append(span.tokens))
-        doc.pool.copy(*span.pool_slots, slots)
+        doc.pool.copy(doc.pool, *span.pool_slots, slots)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from kvloom.kv.lineage import Lineage
 from kvloom.store.key import ChunkKey, Place, context_of
-from kvloom.store.tier import ChunkStore
+from kvloom.store.tier import Continuation
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,16 @@ class Step:
     num_tokens: int
 
 
+class Findable(Protocol):
+    """Where chunks can be looked for."""
+
+    def continuations(self, place: Place, next_token: int | None = None) -> Sequence[Continuation]:
+        """Return the chunks at a place."""
+        ...
+
+
 def find_prefix(
-    store: ChunkStore, fingerprint: bytes, tokens: Sequence[int] | np.ndarray, tenant: str
+    store: Findable, fingerprint: bytes, tokens: Sequence[int] | np.ndarray, tenant: str
 ) -> list[Step]:
     """Return the chunks that cover the longest stored beginning of a prompt, in order.
 
