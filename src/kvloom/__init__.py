@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from kvloom.engine.async_document import AsyncDocument
     from kvloom.engine.document import Document
     from kvloom.engine.llm import LLM
+    from kvloom.engine.prompts import Chunk
+    from kvloom.engine.shelving import StoreSettings
     from kvloom.errors import (
         CapacityError,
         KvloomError,
@@ -23,7 +25,13 @@ if TYPE_CHECKING:
         RequestError,
         UnsupportedModelError,
     )
-    from kvloom.outputs import CompletionOutput, RequestOutput, StreamChunk, Usage
+    from kvloom.outputs import (
+        CompletionOutput,
+        EditReceipt,
+        RequestOutput,
+        StreamChunk,
+        Usage,
+    )
     from kvloom.params import SamplingParams
 
 _HOMES = {
@@ -33,7 +41,10 @@ _HOMES = {
     "AsyncLLM": "kvloom.engine.aio",
     "EngineConfig": "kvloom.config",
     "SamplingParams": "kvloom.params",
+    "Chunk": "kvloom.engine.prompts",
     "CompletionOutput": "kvloom.outputs",
+    "EditReceipt": "kvloom.outputs",
+    "StoreSettings": "kvloom.engine.shelving",
     "RequestOutput": "kvloom.outputs",
     "StreamChunk": "kvloom.outputs",
     "Usage": "kvloom.outputs",
@@ -49,14 +60,17 @@ __all__ = [
     "AsyncDocument",
     "AsyncLLM",
     "CapacityError",
+    "Chunk",
     "CompletionOutput",
     "Document",
+    "EditReceipt",
     "EngineConfig",
     "KvloomError",
     "ModelLoadError",
     "RequestError",
     "RequestOutput",
     "SamplingParams",
+    "StoreSettings",
     "StreamChunk",
     "UnsupportedModelError",
     "Usage",

@@ -20,6 +20,7 @@ from kvloom.decode.accept import Emission, GenerationState
 from kvloom.decode.detokenize import TextDecoder
 from kvloom.decode.draw import Draw, draw
 from kvloom.decode.state import check_vocabulary, draw_keys
+from kvloom.engine.chunks import Chunks
 from kvloom.engine.limits import Limits
 from kvloom.engine.memory import EngineMemory
 from kvloom.engine.repairs import Repairs
@@ -86,6 +87,7 @@ class Engine:
         )
         self._requests: dict[str, Request] = {}
         self._repairs = Repairs(self.memory, runner)
+        self.chunks = Chunks(self.memory)
         self._let_go: deque[KVDoc] = deque()
         self._numbers = count()
         self._counts: Counter[str] = Counter()

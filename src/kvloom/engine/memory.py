@@ -162,6 +162,10 @@ class EngineMemory:
             del self.in_work[doc]
             self.hold(doc)
 
+    def known_prefix(self, tokens: list[int]) -> int:
+        """Return how many leading tokens have exact KV that others may reuse."""
+        return 0 if self.tree is None else sum(span.length for span in self.tree.match(tokens))
+
     def publish(self, doc: KVDoc) -> None:
         """Let others reuse what a document holds."""
         if self.tree is not None:
