@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kvloom import LLM, Document, RequestError
-from kvloom.engine import document as document_module
+from kvloom.engine import computing as computing_module
 from kvloom.errors import KvloomError
 from tests.engine.worlds import BOOKS, TOKENIZER, expected_completion, expected_logprobs, greedy
 from tests.fake_model import FakeRunner, Oracle
@@ -198,7 +198,7 @@ def test_an_interrupt_while_waiting_leaves_nothing(
     doc = llm.document(STORY[:10])
     before = used(llm)
     with monkeypatch.context() as patch:
-        patch.setattr(document_module, "SimpleQueue", Interrupted)
+        patch.setattr(computing_module, "SimpleQueue", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             doc.append(STORY[:200])
     assert used(llm) == before

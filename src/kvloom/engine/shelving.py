@@ -57,12 +57,7 @@ def open_store(settings: StoreSettings, cache_dir: Path | None) -> TieredStore:
 
     folder = store_folder(settings, cache_dir)
     if not folder.exists():
-        logger.warning(
-            "KV is kept in %s from now on, up to %d bytes, for this user's eyes only; "
-            "`kvloom store` lists and removes it, and --no-store keeps none.",
-            folder,
-            settings.disk_bytes,
-        )
+        logger.info("KV is kept in a new folder", extra={"folder": str(folder)})
     disk = DiskStore(folder, settings.disk_bytes)
     remote = None if settings.remote is None else open_remote(settings.remote)
     return TieredStore(RamStore(settings.ram_bytes), disk, remote)
