@@ -127,7 +127,8 @@ class EngineOptions(LoadOptions):
 
     store: StoreOption = None
     no_store: Annotated[
-        bool, typer.Option("--no-store", help="Keep no KV beyond this process.")
+        bool,
+        typer.Option("--no-store", help="Keep no KV beyond this process, whatever else is set."),
     ] = False
     store_size: Annotated[
         int,
@@ -144,18 +145,9 @@ class EngineOptions(LoadOptions):
     ] = None
 
     def settings(self, progress: Progress) -> Settings:
-        """Return the keyword arguments of `LLM`.
-
-        Raises:
-            RequestError: settings contradict each other.
-        """
+        """Return the keyword arguments of `LLM`."""
         from kvloom.engine.shelving import StoreSettings
 
-        if self.no_store and (self.store is not None or self.store_remote is not None):
-            raise RequestError(
-                "--no-store contradicts --store and --store-remote; leave one of them out.",
-                param="store",
-            )
         kept = StoreSettings(
             folder=self.store, disk_bytes=self.store_size, remote=self.store_remote
         )

@@ -301,7 +301,7 @@ class Engine:
             if request.params is None:
                 events += self._end(sequence, None)
             elif logits is not None:
-                drawing += [(member, logits[-1]) for member in self._members(sequence)]
+                drawing += [(member, logits.select(0, -1)) for member in self._members(sequence)]
         return events + self._draw(drawing)
 
     def _members(self, sequence: Sequence) -> list[Sequence]:
