@@ -175,7 +175,10 @@ def variants(bench: Bench, text: Text) -> Iterator[tuple[str, KVDoc]]:
         yield f"{percent} % gradual", gradually(bench, alone(), rows, late=False)
         yield f"{percent} % gradual, a layer ahead", gradually(bench, alone(), rows, late=True)
         yield f"{percent} % random", repaired(bench, alone(), rows, random)
-        yield f"{percent} % by value, sink", repaired(bench, bench.joined(text, sink=True), rows, blend)
+        yield (
+            f"{percent} % by value, sink",
+            repaired(bench, bench.joined(text, sink=True), rows, blend),
+        )
     yield "all", repaired(bench, alone(), total - CHUNK, blend)
 
 

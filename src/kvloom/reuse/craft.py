@@ -110,9 +110,7 @@ def unseen_share(old: Context, now: Context) -> float:
     """Return the share of the present context's tokens that the chunk never attended to."""
     seen = set(old.numbered())
     new = [
-        length
-        for name, length in zip(now.numbered(), now.lengths, strict=True)
-        if name not in seen
+        length for name, length in zip(now.numbered(), now.lengths, strict=True) if name not in seen
     ]
     return sum(new) / sum(now.lengths) if new else 0.0
 

@@ -119,9 +119,7 @@ class MassObserver:
                 mask = mask + piece.bias
             scale = self._scales[spec.index]
             # The values' product is thrown away: one head dimension is enough of it.
-            seen = attend_plain(
-                turned, k, v[..., :1], scale=scale, mask=mask, softcap=spec.softcap
-            )
+            seen = attend_plain(turned, k, v[..., :1], scale=scale, mask=mask, softcap=spec.softcap)
             sums[..., piece.part] = torch.logaddexp(sums[..., piece.part], seen.lse)
         return torch.softmax(sums, dim=-1)
 
