@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kvloom.cost import MEMORY, CostModel
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
 from kvloom.kv.plan import placed_at
@@ -27,13 +28,19 @@ from kvloom.kv.pool import Pool, block_bytes
 from kvloom.kv.span import cut
 from kvloom.model.open import OpenedModel, OpenOptions, open_model
 from kvloom.ops.rope import rotate, shift_table
+from kvloom.reuse.actions import Held, Part, Wanted
+from kvloom.reuse.actions import Repair as Planned
+from kvloom.reuse.mass import MassObserver, chunk_statistics
+from kvloom.reuse.planned import planned_rows
+from kvloom.reuse.planner import planner
 from kvloom.reuse.repair import Repair, stale_rows, values_at
 from kvloom.reuse.select import SELECTORS, Selector
-from kvloom.types import Forward, Rows
+from kvloom.types import Forward, Rows, SlotRange
 
 FILES = ["textwrap", "heapq", "queue", "shelve", "bisect", "sched", "cmd", "string", "stat", "glob"]
 FILES += ["fnmatch", "getopt"]
 CHUNKS, CHUNK, NEXT, SINK = 4, 48, 24, 2
+EVERYTHING_PAYS = CostModel(30, 1, 0.0, 1.0, 0.0, 1.0, 0.0, {})
 ROOT = Lineage.root(b"measurement")
 
 
@@ -71,6 +78,20 @@ class Bench:
             alone.close()
         return doc
 
+    def shown(self, doc: KVDoc, layer: int, places: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return keys turned to where they stand now, and values, of places of a document."""
+        rope = self.runner.spec.layers[layer].rope
+        assert rope is not None
+        keys, values, place = [], [], 0
+        for span in doc.order:
+            low, high = np.searchsorted(places, (place, place + span.length))
+            k, v = doc.pool.read(layer, *span.pool_slots)
+            rows = torch.from_numpy(places[low:high] - place)
+            keys.append(rotate(k[:, rows], *shift_table(rope, span.shift), rope))
+            values.append(v[:, rows])
+            place += span.length
+        return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+
     def behind(self, doc: KVDoc, text: Text) -> Tensor:
         """Return log-probabilities (s, v) behind a document, which is closed."""
         pos = np.arange(doc.end_pos, doc.end_pos + len(text.behind))
@@ -91,95 +112,116 @@ def repaired(bench: Bench, doc: KVDoc, rows: int, rule: Selector) -> KVDoc:
 class Narrowing:
     """Keeps fewer of the rows that a pass computes from layer to layer.
 
-    A row that is dropped shows at the layers behind what was cached; it is computed on, and nobody
-    sees that. So a runner that computes all rows gives what one that computes fewer would give.
+    A row that is dropped shows, at the layers behind, what was cached; it is computed on, and
+    nobody sees that. So a runner that computes all rows gives what one that computes fewer would.
     """
 
-    def __init__(self, old: KVDoc, doc: KVDoc, places: np.ndarray, counts: list[int]) -> None:
-        self._old, self._doc, self._places, self._counts = old, doc, places, counts
+    def __init__(self, bench: Bench, doc: KVDoc, places: np.ndarray, counts: list[int]) -> None:
+        self._bench, self._doc, self._old = bench, doc, doc.fork()
+        self._places, self._counts = places, counts
         self._kept = np.ones(len(places), dtype=bool)
-        self.late = False
-        """Whether the rows of a layer are chosen at the layer before, as in the paper."""
 
     def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """Put back the cached keys and values of dropped rows."""
-        if self.late:
-            self._restore(layer)
+        """Put back what was cached of dropped rows, then drop more for the next layer."""
+        self._restore(layer)
         if layer:
             change = (v - values_at(self._old, layer, self._places)).square().sum(dim=(0, 2))
             order = np.argsort(-np.where(self._kept, change.numpy(), -1.0), kind="stable")
             self._kept = np.zeros_like(self._kept)
             self._kept[order[: self._counts[layer]]] = True
-        if not self.late:
-            self._restore(layer)
+
+    def close(self) -> None:
+        """Let go of the document as it was."""
+        self._old.close()
 
     def _restore(self, layer: int) -> None:
-        dropped = self._places[~self._kept]
-        slots = np.concatenate(
-            [np.arange(*span.pool_slots) for span in self._doc.spans if span.segment.placed]
-        )[~self._kept]
-        if len(dropped):
-            k, v = _shown(self._old, layer, dropped)
-            self._doc.pool.write(layer, torch.from_numpy(slots), k, v)
+        dropped = ~self._kept
+        overlays = [span for span in self._doc.spans if span.segment.placed]
+        slots = np.concatenate([np.arange(*span.pool_slots) for span in overlays])
+        if dropped.any():
+            k, v = self._bench.shown(self._old, layer, self._places[dropped])
+            self._doc.pool.write(layer, torch.from_numpy(slots[dropped]), k, v)
 
 
-def _shown(doc: KVDoc, layer: int, places: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return keys turned to where they stand now, and values, of places of a document."""
-    keys, values, place = [], [], 0
-    for span in doc.order:
-        low, high = np.searchsorted(places, (place, place + span.length))
-        k, v = doc.pool.read(layer, *span.pool_slots)
-        rows = torch.from_numpy(places[low:high] - place)
-        rope = LAYERS[layer].rope
-        assert rope is not None
-        keys.append(rotate(k[:, rows], *shift_table(rope, span.shift), rope))
-        values.append(v[:, rows])
-        place += span.length
-    return torch.cat(keys, dim=1), torch.cat(values, dim=1)
-
-
-def gradually(bench: Bench, doc: KVDoc, rows: int, *, late: bool) -> KVDoc:
+def gradually(bench: Bench, doc: KVDoc, rows: int) -> KVDoc:
     """Return a document repaired by CacheBlend's gradual schedule: 1.33 r to 0.67 r."""
-    last = len(LAYERS) - 1
+    last = len(bench.runner.spec.layers) - 1
     counts = [round(rows * (1.33 - 0.66 * max(n - 1, 0) / (last - 1))) for n in range(last + 1)]
-    rule = SELECTORS["blend"]
-    trial = doc.fork()
-    repair = Repair(trial, counts[0] / len(stale_rows(doc).place), rule, 512)
-    repair.advance(bench.runner)
-    places = repair._chosen
-    assert places is not None
+    trial = repaired(bench, doc.fork(), counts[0], SELECTORS["blend"])
+    overlaid = [span.pos for span in trial.spans if span.segment.placed]
     trial.close()
-    old = doc.fork()
-    narrowing = Narrowing(old, doc, places, counts)
-    narrowing.late = late
+    places = np.sort(np.concatenate(overlaid))
+    narrowing = Narrowing(bench, doc, places, counts)
     tokens = np.array(doc.tokens)[places]
     bench.runner.forward([Rows(doc, tokens, places, "none", "overlay")], observe=narrowing)
-    old.close()
+    narrowing.close()
     return doc
+
+
+def of_every_chunk(text: Text, rows: int) -> Selector:
+    """Return the selector of the planner `blend`: a share of every chunk but the first."""
+    want = Wanted(ROOT, tuple(Part(tuple(chunk.tolist())) for chunk in text.chunks))
+    share = rows / ((CHUNKS - 1) * CHUNK)
+    return planned_rows(want, [Planned(n, share, "blend") for n in range(1, CHUNKS)])
+
+
+def by_old_attention(bench: Bench, text: Text) -> tuple[KVDoc, int, Selector]:
+    """Return chunks as a request had them the other way round, and what Cache-Craft repairs."""
+    names = [str(number) for number in reversed(range(CHUNKS))]
+    whole = KVDoc(bench.pool, ROOT)
+    tokens = np.concatenate(text.chunks[::-1])
+    parts = [SlotRange(n * CHUNK, (n + 1) * CHUNK) for n in range(CHUNKS)]
+    scales = [layer.k_dim**-0.5 for layer in bench.runner.spec.layers]
+    # The very first token is the attention sink, which is no part of any chunk.
+    inner = [SlotRange(1, CHUNK), *parts[1:]]
+    seen = MassObserver(whole, np.arange(len(tokens)), inner, bench.runner.spec, scales)
+    bench.runner.forward([Rows(whole, tokens, np.arange(len(tokens)), "none")], observe=seen)
+    whole.close_tail()
+    doc, actions, have = KVDoc(bench.pool, ROOT), [], {}
+    for number in range(CHUNKS):
+        place = CHUNKS - 1 - number
+        pieces = cut(whole.order, place * CHUNK, (place + 1) * CHUNK)
+        doc.extend(placed_at(pieces, doc.end_pos))
+        statistics = chunk_statistics([seen.found], inner, names, place) if place else None
+        have[str(number)] = [Held(str(number), None, place * CHUNK, MEMORY, statistics)]
+    chunks = (Part(tuple(c.tolist()), str(n)) for n, c in enumerate(text.chunks))
+    want = Wanted(ROOT, tuple(chunks))
+    actions = planner("craft").plan(want, have, EVERYTHING_PAYS, "repaired")
+    whole.close()
+    rule = planned_rows(want, actions)
+    return doc, rule.count, rule
 
 
 def variants(bench: Bench, text: Text) -> Iterator[tuple[str, KVDoc]]:
     """Yield every way of joining, by name."""
-    total = CHUNKS * CHUNK
-    blend, first, random = (SELECTORS[name] for name in ("blend", "first", "random"))
+    blend, random = SELECTORS["blend"], SELECTORS["random"]
 
     def alone() -> KVDoc:
         return bench.joined(text, sink=False)
 
     yield "naive", alone()
     yield "behind a sink since dropped", bench.joined(text, sink=True)
-    yield "first 2 of each", repaired(bench, alone(), 2 * (CHUNKS - 1), first)
+    yield "first 2 of each", repaired(bench, alone(), 2 * (CHUNKS - 1), SELECTORS["first"])
+    yield "first 4 of each", repaired(bench, alone(), 4 * (CHUNKS - 1), SELECTORS["first"])
     for percent in (15, 30):
-        rows = round(total * percent / 100)
+        rows = round(CHUNKS * CHUNK * percent / 100)
         yield f"{percent} % by value", repaired(bench, alone(), rows, blend)
-        yield f"{percent} % gradual", gradually(bench, alone(), rows, late=False)
-        yield f"{percent} % gradual, a layer ahead", gradually(bench, alone(), rows, late=True)
-        yield f"{percent} % random", repaired(bench, alone(), rows, random)
         yield (
-            f"{percent} % by value, sink",
-            repaired(bench, bench.joined(text, sink=True), rows, blend),
+            f"{percent} % by value of every chunk",
+            repaired(bench, alone(), rows, of_every_chunk(text, rows)),
         )
-    yield "all", repaired(bench, alone(), total - CHUNK, blend)
+        yield f"{percent} % gradual", gradually(bench, alone(), rows)
+        yield f"{percent} % random", repaired(bench, alone(), rows, random)
+        sunk = bench.joined(text, sink=True)
+        yield f"{percent} % by value, sink", repaired(bench, sunk, rows, blend)
+    yield "all", repaired(bench, alone(), (CHUNKS - 1) * CHUNK, blend)
+    yield "other order, naive", by_old_attention(bench, text)[0]
+    doc, count, rule = by_old_attention(bench, text)
+    print(f"  Cache-Craft repairs {count} of {CHUNKS * CHUNK} rows")
+    yield "other order, Cache-Craft", repaired(bench, doc, count, rule)
+    for name in ("blend", "random", "first"):
+        doc = by_old_attention(bench, text)[0]
+        yield f"other order, {name}, as many", repaired(bench, doc, count, SELECTORS[name])
 
 
 def read_text(model: OpenedModel, name: str) -> Text:
@@ -193,15 +235,12 @@ def read_text(model: OpenedModel, name: str) -> Text:
     return Text(chunks, tokens[CHUNKS * CHUNK :], sink)
 
 
-model = open_model("default", OpenOptions(dtype="float32"))
-LAYERS = model.runner.spec.layers
-
-
 def main() -> None:
     """Measure and print."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 4
-    pool = Pool(LAYERS, 40 * block_bytes(LAYERS, torch.float32))
-    bench = Bench(model.runner, pool)
+    model = open_model("default", OpenOptions(dtype="float32"))
+    layers = model.runner.spec.layers
+    bench = Bench(model.runner, Pool(layers, 40 * block_bytes(layers, torch.float32)))
     sums: dict[str, list[float]] = {}
     for name in FILES[:count]:
         text = read_text(model, name)
@@ -210,10 +249,9 @@ def main() -> None:
             found = bench.behind(doc, text)
             kl = (truth.exp() * (truth - found)).sum(-1).mean()
             sums.setdefault(label, []).append(float(kl))
-        assert pool.free_blocks == pool.num_blocks, "a block leaked"
         print(name, *(f"{values[-1]:.4f}" for values in sums.values()), flush=True)
     for label, values in sums.items():
-        print(f"{label:30s} {np.mean(values):.4f}")
+        print(f"{label:32s} {np.mean(values):.4f}")
 
 
 if __name__ == "__main__":

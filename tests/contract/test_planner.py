@@ -5,6 +5,7 @@ Plans are carried out on a tiny model, so that laws about keys and values are ab
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -49,7 +50,7 @@ from tests.tolerances import TOLERANCE
 every_planner = pytest.mark.parametrize("planner", PLANNERS.values(), ids=list(PLANNERS))
 NEAR = TOLERANCE["float32"]["observed rows"]
 COST = CostModel(
-    layers=4,
+    layers=40,
     kv_bytes_per_token=1,
     pass_s=0.0,
     row_s=1.0,
@@ -61,7 +62,7 @@ COST = CostModel(
 """Rows take a second, so that what is held is worth taking."""
 CHUNKS = {
     name: some_tokens(count, seed)
-    for seed, (name, count) in enumerate(zip("ABCD", (30, 25, 40, 20)))
+    for seed, (name, count) in enumerate(zip("ABCD", (30, 25, 40, 20), strict=False))
 }
 QUESTION = tuple(some_tokens(6, 9).tolist())
 
@@ -90,7 +91,7 @@ class World:
         tokens = [CHUNKS[name] for name in names]
         whole = KVDoc(self.pool, ROOT)
         edges = np.cumsum([0, *map(len, tokens)]).tolist()
-        parts = [SlotRange(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        parts = [SlotRange(a, b) for a, b in itertools.pairwise(edges)]
         pos = np.arange(edges[-1])
         scales = [layer.k_dim**-0.5 for layer in self.runner.spec.layers]
         seen = MassObserver(whole, pos, parts, self.runner.spec, scales)

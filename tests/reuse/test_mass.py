@@ -1,4 +1,4 @@
-"""Attention mass against the whole attention matrix, however documents are cut, moved and edited."""
+"""Attention mass against the whole matrix, however documents are cut, moved and edited."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from kvloom.errors import UnsupportedModelError
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.plan import placed_at
 from kvloom.kv.span import cut
+from kvloom.model.lean.runner import LeanRunner
 from kvloom.model.seam import SeamRunner
+from kvloom.ops.native.library import NativeLibrary
 from kvloom.reuse.mass import MassObserver, RowMass, chunk_statistics
-from kvloom.types import LayerSpec, ModelSpec, Rows, SlotRange
+from kvloom.types import KVLayout, LayerSpec, ModelSpec, Rows, SlotRange
 from tests.kv.worlds import HALF
+from tests.model.lean.decoders import Side, native_side, torch_side
 from tests.model.running import ROOT, cached, pool_for, prepared, rows_of, some_tokens
 from tests.tolerances import TOLERANCE
 
@@ -91,6 +94,31 @@ def test_every_row_of_a_chunk_must_have_run() -> None:
     found, _ = watched(runner, doc, np.arange(16, 30), parts)
     with pytest.raises(AssertionError, match="every row"):
         chunk_statistics([found], parts, "AB", 1)
+
+
+def check_lean(side: Side) -> None:
+    """Rows that are appended while they are watched, in two passes, behind cached ones."""
+    truth, runner = prepared("gemma2")[1], side.runner
+    assert isinstance(runner, LeanRunner)
+    scales = [layer.scale for layer in runner.executor.decoder.layers]  # type: ignore[attr-defined]
+    tokens, parts = some_tokens(80), [SlotRange(2, 40), SlotRange(40, 80)]
+    doc = cached(runner, side.pool(), tokens[:20])
+    expected, _ = watched(truth, cached(truth, pool_for(truth), tokens), np.arange(20, 80), parts)
+    for start, stop in ((20, 45), (45, 80)):
+        pos = np.arange(start, stop)
+        observer = MassObserver(doc, pos, parts, runner.spec, scales)
+        runner.forward([rows_of(doc, tokens[pos], logits="none")], observe=observer)
+        difference = observer.found.mass - expected.mass[:, start - 20 : stop - 20]
+        assert np.abs(difference).max() <= 10 * NEAR
+
+
+@pytest.mark.parametrize("layout", ["plain", "tiled"])
+def test_on_plain_torch(layout: KVLayout) -> None:
+    check_lean(torch_side("gemma2", layout))
+
+
+def test_on_the_compiled_executor(library: NativeLibrary) -> None:
+    check_lean(native_side("gemma2", library))
 
 
 @settings(max_examples=10)

@@ -74,8 +74,13 @@ def test_craft_takes_the_variant_with_the_least_to_repair() -> None:
 
 
 @pytest.mark.parametrize("statistics", [None, past("")])
-def test_craft_without_a_past_chooses_as_blend_does(statistics) -> None:
-    assert plan("craft", [held(statistics=statistics)]) == plan("blend", [held()])
+def test_craft_without_a_past_leaves_the_choice_of_rows_to_values(statistics) -> None:
+    shown = [Shift(3, "x", 103), Repair(3, 0.5, "blend")]
+    assert plan("craft", [held(statistics=statistics)]) == shown
+
+
+def test_craft_leaves_alone_what_lost_and_gained_nothing() -> None:
+    assert plan("craft", [held(statistics=past(""))], before="") == [Shift(1, "x", 3)]
 
 
 def test_an_exact_variant_is_taken_before_a_nearer_one() -> None:

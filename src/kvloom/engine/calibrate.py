@@ -150,7 +150,8 @@ class _Scratch:
         self.pool = Pool(spec.layers, size, opened.kv_dtype, layout=opened.layout)
         generator = torch.Generator().manual_seed(0)
         for arena in (*self.pool.keys, *self.pool.values):
-            arena.normal_(generator=generator)
+            if arena.is_floating_point():  # codes mean something whatever they are
+                arena.normal_(generator=generator)
         self._tokens = np.random.default_rng(0).integers(
             0, spec.vocab_size, self._longest, dtype=np.int64
         )

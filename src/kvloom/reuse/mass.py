@@ -9,6 +9,7 @@ pass over rows and keys in blocks gives every sum. Where a span has moved the qu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -156,7 +157,7 @@ def _pieces(doc: KVDoc, parts: Sequence[SlotRange]) -> Iterator[_Piece]:
         # Even numbers lie between stretches.
         cell = np.searchsorted(edges, pos.numpy(), side="right")
         cuts = [0, *(np.flatnonzero(np.diff(cell)) + 1).tolist(), len(cell)]
-        for low, high in zip(cuts, cuts[1:], strict=False):
+        for low, high in itertools.pairwise(cuts):
             part = int(cell[low]) // 2 if cell[low] % 2 else len(parts)
             for first in range(low, high, BLOCK_KEYS):
                 stop = min(first + BLOCK_KEYS, high)

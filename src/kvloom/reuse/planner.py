@@ -104,19 +104,20 @@ class Craft:
     """Repair the rows that attended most to other chunks, as many as no longer stand before them.
 
     Source: Cache-Craft (Agarwal et al. 2025). Where a chunk has no statistics, or was computed
-    alone, old attention says nothing: its rows are chosen as `blend` chooses them.
+    alone, old attention says nothing of which rows: they are chosen as `blend` chooses them.
     """
 
     alpha: float = ALPHA
     floor: float = FLOOR
-    share: float = LEAST_SHARE
 
     def fix(self, place: Place, held: Held) -> Fix:
         """Return the fix overhead and the rows."""
         statistics = held.statistics
-        if statistics is None or not statistics.behind.names:
-            return Fix(self.share, "blend")
+        if statistics is None:
+            return Fix(min(self.alpha * self.floor, 1.0), "blend")
         overhead = fix_overhead(statistics, place.now, alpha=self.alpha, floor=self.floor)
+        if not statistics.behind.names:
+            return Fix(overhead, "blend")
         return Fix(overhead, "craft", rows_to_fix(statistics, overhead))
 
 
