@@ -45,7 +45,7 @@ def test_sums_and_overheads_of_real_chunks(default_model_path: Path) -> None:
     assert difference <= 10 * TOLERANCE["float32"]["attention"]
 
     chunk = chunk_statistics([observer.found], parts, "ABC", 2)
-    overhead = fix_overhead(chunk, type(chunk.behind)(("B", "A"), (70, 56)))
+    overhead = fix_overhead(chunk, type(chunk.behind)(("B", "A"), (70, 56)), alpha=1.0)
     print(
         f"\nlargest difference {difference:.1e}; impact {context_impact(chunk):.3f}, overhead of "
         f"the other order {overhead:.3f}, first rows {rows_to_fix(chunk, overhead)[:6]}, "

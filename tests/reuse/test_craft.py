@@ -20,6 +20,7 @@ from kvloom.reuse.craft import (
     rows_to_fix,
     unseen_share,
 )
+from kvloom.reuse.planner import LEAST_SHARE
 
 
 def context(names: str, length: int = 10) -> Context:
@@ -78,7 +79,7 @@ def test_a_reversed_prefix_needs_the_whole_impact(chunk: ChunkStatistics, alpha:
 @given(chunk=chunks())
 def test_a_disjoint_prefix_keeps_nothing(chunk: ChunkStatistics) -> None:
     assert prefix_overlap(chunk, context("XYZ")) == 0.0
-    assert fix_overhead(chunk, context("XYZ")) == pytest.approx(context_impact(chunk))
+    assert fix_overhead(chunk, context("XYZ"), alpha=1.0) == pytest.approx(context_impact(chunk))
 
 
 @given(chunk=chunks("ABC"), kept=st.sampled_from("ABC"))
@@ -106,7 +107,8 @@ def test_a_chunk_cached_alone_is_not_taken_for_fixed() -> None:
     alone = ChunkStatistics(Context(), np.zeros((2, 0)), np.full(2, 7.0), np.zeros(8))
     assert fix_overhead(alone, Context()) == 0.0
     assert fix_overhead(alone, context("AB"), floor=0.0) == 0.0  # the paper's formula
-    assert fix_overhead(alone, context("AB")) == 0.5
+    assert fix_overhead(alone, context("AB"), alpha=1.0) == 0.5
+    assert fix_overhead(alone, context("AB")) == LEAST_SHARE
     assert context_impact(alone) == 0.5
 
 

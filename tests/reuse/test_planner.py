@@ -9,7 +9,7 @@ from kvloom.cost import MEMORY, CostModel
 from kvloom.errors import RequestError
 from kvloom.kv.lineage import Lineage
 from kvloom.reuse.actions import Action, Held, Load, Part, Recompute, Repair, Shift, Wanted
-from kvloom.reuse.craft import ChunkStatistics, Context, fix_overhead, rows_to_fix
+from kvloom.reuse.craft import ALPHA, FLOOR, ChunkStatistics, Context, fix_overhead, rows_to_fix
 from kvloom.reuse.planner import PLANNERS, Blend, PartPlanner, planner
 
 ROOT = Lineage.root(b"a model")
@@ -75,7 +75,7 @@ def test_craft_takes_the_variant_with_the_least_to_repair() -> None:
 
 @pytest.mark.parametrize("statistics", [None, past("")])
 def test_craft_without_a_past_leaves_the_choice_of_rows_to_values(statistics) -> None:
-    shown = [Shift(3, "x", 103), Repair(3, 0.5, "blend")]
+    shown = [Shift(3, "x", 103), Repair(3, ALPHA * FLOOR, "blend")]
     assert plan("craft", [held(statistics=statistics)]) == shown
 
 

@@ -170,8 +170,8 @@ def _cost_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     if cost.error is not None:
         fit += f", error {cost.error:.1%} at a length left out"
     return [
-        ("512 rows", f"{cost.prefill_s(512) * 1e3:,.0f} ms ({fit})"),
-        ("1 row", f"{cost.decode_step_s(512) * 1e3:,.1f} ms behind 512 tokens"),
+        ("prefill", f"512 tokens in {cost.prefill_s(512) * 1e3:,.0f} ms ({fit})"),
+        ("decode", f"a token behind 512 in {cost.decode_step_s(512) * 1e3:,.1f} ms"),
         ("loading", rates),
     ]
 

@@ -21,7 +21,7 @@ from kvloom.errors import UnsupportedModelError
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.segment import visibility_mask
 from kvloom.kv.views import View, views_of
-from kvloom.ops.partial import attend_plain
+from kvloom.ops.partial import MIN_LOGIT
 from kvloom.ops.rope import rotate, shift_table
 from kvloom.reuse.craft import ChunkStatistics, Context
 from kvloom.types import LayerSpec, ModelSpec, SlotRange
@@ -98,31 +98,44 @@ class MassObserver:
         """Take the mass of one layer's rows, q (h, s, d) rotated at their positions."""
         if not self._pieces:
             self._pieces = list(_pieces(self._doc, self._parts))
-        spec = self._layers[layer]
+        spec, q = self._layers[layer], q.float() * self._scales[layer]
+        sums = q.new_full((*q.shape[:2], len(self._parts) + 1), -torch.inf)
+        for piece in self._pieces:
+            self._add(sums, spec, q, piece)
+        self.found.mass[layer] = torch.softmax(sums, dim=-1).mean(dim=0).cpu().numpy()
+
+    def _add(self, sums: Tensor, spec: LayerSpec, q: Tensor, piece: _Piece) -> None:
+        """Add one piece to the logarithms (h, s, p + 1) of what rows see of every stretch."""
+        keys, _ = self._doc.pool.read(spec.index, piece.start, piece.stop)
+        keys = keys.float().transpose(1, 2)
+        if piece.shift and spec.rope is not None:
+            q = rotate(q, *shift_table(spec.rope, -piece.shift, q.device), spec.rope)
+        oldest, newest = int(piece.pos[0]), int(piece.pos[-1])
         for start in range(0, q.shape[1], BLOCK_ROWS):
             rows = slice(start, start + BLOCK_ROWS)
-            mass = self._mass(spec, q[:, rows].float(), self._pos[rows])
-            self.found.mass[layer, rows] = mass.mean(dim=0).cpu().numpy()
-
-    def _mass(self, spec: LayerSpec, q: Tensor, pos: Tensor) -> Tensor:
-        """Return shares (h, s, p + 1) of rows at positions."""
-        sums = q.new_full((*q.shape[:2], len(self._parts) + 1), -torch.inf)
-        newest = int(pos.max())
-        for piece in self._pieces:
-            if int(piece.pos[0]) > newest:
+            pos = self._pos[rows]
+            low, high = int(pos.min()), int(pos.max())
+            if oldest > high or (spec.window is not None and newest <= low - spec.window):
                 continue
-            turned = q
-            if piece.shift and spec.rope is not None:
-                turned = rotate(q, *shift_table(spec.rope, -piece.shift, q.device), spec.rope)
-            k, v = self._doc.pool.read(spec.index, piece.start, piece.stop)
-            mask = visibility_mask(pos, piece.pos, spec.window)
-            if piece.bias is not None:
-                mask = mask + piece.bias
-            scale = self._scales[spec.index]
-            # The values' product is thrown away: one head dimension is enough of it.
-            seen = attend_plain(turned, k, v[..., :1], scale=scale, mask=mask, softcap=spec.softcap)
-            sums[..., piece.part] = torch.logaddexp(sums[..., piece.part], seen.lse)
-        return torch.softmax(sums, dim=-1)
+            mask = piece.bias
+            if newest > low or (spec.window is not None and oldest <= high - spec.window):
+                hidden = visibility_mask(pos, piece.pos, spec.window)
+                mask = hidden if mask is None else hidden + mask
+            seen = sums[:, rows, piece.part]
+            lse = _log_sums(q[:, rows], keys, mask, spec.softcap)
+            sums[:, rows, piece.part] = torch.logaddexp(seen, lse)
+
+
+def _log_sums(q: Tensor, keys: Tensor, mask: Tensor | None, softcap: float | None) -> Tensor:
+    """Return log of the summed exponentials (h, s) of scaled queries over keys (g, d, t)."""
+    heads, rows, dim = q.shape
+    logits = torch.bmm(q.reshape(keys.shape[0], -1, dim), keys).reshape(heads, rows, -1)
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    if mask is not None:
+        logits += mask
+    lse = torch.logsumexp(logits, dim=-1)
+    return lse.masked_fill(lse <= MIN_LOGIT / 2, -torch.inf)
 
 
 def chunk_statistics(
