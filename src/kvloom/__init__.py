@@ -23,8 +23,9 @@ if TYPE_CHECKING:
         RequestError,
         UnsupportedModelError,
     )
-    from kvloom.outputs import CompletionOutput, RequestOutput, StreamChunk, Usage
+    from kvloom.outputs import CompletionOutput, EditReceipt, RequestOutput, StreamChunk, Usage
     from kvloom.params import SamplingParams
+    from kvloom.reuse.edit_series import TextEdit
 
 _HOMES = {
     "LLM": "kvloom.engine.llm",
@@ -34,8 +35,10 @@ _HOMES = {
     "EngineConfig": "kvloom.config",
     "SamplingParams": "kvloom.params",
     "CompletionOutput": "kvloom.outputs",
+    "EditReceipt": "kvloom.outputs",
     "RequestOutput": "kvloom.outputs",
     "StreamChunk": "kvloom.outputs",
+    "TextEdit": "kvloom.reuse.edit_series",
     "Usage": "kvloom.outputs",
     "CapacityError": "kvloom.errors",
     "KvloomError": "kvloom.errors",
@@ -51,6 +54,7 @@ __all__ = [
     "CapacityError",
     "CompletionOutput",
     "Document",
+    "EditReceipt",
     "EngineConfig",
     "KvloomError",
     "ModelLoadError",
@@ -58,6 +62,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "StreamChunk",
+    "TextEdit",
     "UnsupportedModelError",
     "Usage",
     "__version__",

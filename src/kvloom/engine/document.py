@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, overload
 
 from kvloom.engine.collect import Collector
 from kvloom.engine.computing import call, carry_out, compute, kept, repair
 from kvloom.engine.engine import Engine
-from kvloom.engine.fidelity import REPAIRED_SHARE, SINK_TOKENS, as_place, check_edit
+from kvloom.engine.fidelity import REPAIRED_SHARE, SINK_TOKENS, check_edit
 from kvloom.engine.prompts import Prompt, tokenize
 from kvloom.engine.request import Computed
 from kvloom.engine.streams import stream_tokens
@@ -25,9 +25,10 @@ from kvloom.kv.plan import EditPlan, require_movable
 from kvloom.kv.span import cut
 from kvloom.outputs import EditReceipt, Fidelity, Provenance, RequestOutput, StreamChunk
 from kvloom.params import SamplingParams
+from kvloom.reuse.edit_series import TextEdit, edit_series
 from kvloom.reuse.repair import RepairReceipt
 from kvloom.reuse.retokenize import Retokenizer, TokenEdit
-from kvloom.reuse.text_range import LineColumn, line_column_range
+from kvloom.reuse.text_range import LineColumn
 from kvloom.types import ModelSpec
 
 if TYPE_CHECKING:
@@ -161,10 +162,34 @@ class Document:
             UnsupportedModelError: the model's positions cannot be moved; `exact` still works.
             CapacityError: the KV memory cannot hold the new document; the old one is unchanged.
         """
+        edit = TextEdit(text, start, end)
+        return self.edit_all([edit], fidelity=fidelity, share=share, selector=selector)
+
+    def edit_all(
+        self,
+        edits: Sequence[TextEdit],
+        *,
+        fidelity: Fidelity = "exact",
+        share: float = REPAIRED_SHARE,
+        selector: str = "blend",
+        lossless_only: bool = False,
+    ) -> EditReceipt:
+        """Make several edits, each in the text that those before it left; all of them or none.
+
+        Args:
+            edits: at least one.
+            fidelity: as `edit` has it, likewise the next two.
+            share: of the old tokens behind the first edit.
+            selector: how these are chosen.
+            lossless_only: refuse a text that the tokenizer cannot spell.
+
+        Raises:
+            RequestError: as `edit` has it, or the tokenizer cannot spell a text.
+            UnsupportedModelError: the model's positions cannot be moved; `exact` still works.
+            CapacityError: the KV memory cannot hold the new document; the old one is unchanged.
+        """
         begun = time.perf_counter()
-        if isinstance(start, tuple) or isinstance(end, tuple):
-            start, end = line_column_range(self.text, as_place(start), as_place(end))
-        found = self._llm.retokenizer.edit_text(self._tokens, start, end, text)
+        found = edit_series(self._llm.retokenizer, self._tokens, edits, lossless_only=lossless_only)
         return self._edit(found, fidelity, share, selector, begun)
 
     def replace(
@@ -242,21 +267,39 @@ class Document:
 
         return Document(self._llm, self._tokens, self._call(fork))
 
-    def generate(self, question: str = "", params: SamplingParams | None = None) -> RequestOutput:
-        """Complete the document followed by a question; the document stays as it is."""
+    def generate(
+        self,
+        question: str = "",
+        params: SamplingParams | None = None,
+        *,
+        exact_only: bool = False,
+    ) -> RequestOutput:
+        """Complete the document followed by a question; the document stays as it is.
+
+        Args:
+            question: what follows.
+            params: how to generate.
+            exact_only: use of the document's KV what equals a fresh prefill, and no more.
+        """
         params = params or SamplingParams()
         tokens = self.with_question(question)
         wanted = params.logprobs is not None
         collector = Collector(None, tokens, logprobs_wanted=wanted)
-        for chunk in stream_tokens(self._llm.loop, tokens, params, self._kv):
+        loop = self._llm.loop
+        for chunk in stream_tokens(loop, tokens, params, self._kv, exact_only=exact_only):
             collector.feed(chunk)
         return collector.output()
 
     def stream(
-        self, question: str = "", params: SamplingParams | None = None
+        self,
+        question: str = "",
+        params: SamplingParams | None = None,
+        *,
+        exact_only: bool = False,
     ) -> Iterator[StreamChunk]:
         """Yield the completion of the document followed by a question, step by step."""
-        return stream_tokens(self._llm.loop, self.with_question(question), params, self._kv)
+        tokens = self.with_question(question)
+        return stream_tokens(self._llm.loop, tokens, params, self._kv, exact_only=exact_only)
 
     @overload
     def score(self, text: str, *, return_logits: Literal[False] = False) -> list[float]: ...
