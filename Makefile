@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTE
 
 NATIVE := src/kvloom/ops/native
 # Tests that run under the sanitizers.
-SANITIZED := tests/ops/native
+SANITIZED := tests/ops/native tests/model/lean/test_native.py
 CROSS := aarch64-linux-gnu-g++
 
 .PHONY: demo test test-long lint format docs wheel native sanitize cross clean

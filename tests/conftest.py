@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,10 +53,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, and count, tests whose data is missing; where nothing may be, they fail."""
-    if SHARED_DATA.is_dir() or config.getoption("--nothing-missing"):
+    """Leave out, and count, tests whose data or service is missing; if none may be, they fail."""
+    if config.getoption("--nothing-missing"):
         return
-    missing = [item for item in items if item.get_closest_marker("shared_data")]
+    there = {"shared_data": SHARED_DATA.is_dir(), "redis": shutil.which("redis-server") is not None}
+    absent = [name for name, is_there in there.items() if not is_there]
+    missing = [item for item in items if any(map(item.get_closest_marker, absent))]
     items[:] = [item for item in items if item not in missing]
     config.hook.pytest_deselected(items=missing)
 
@@ -77,6 +83,26 @@ def loadable(folder: Path | None) -> list[NativeLibrary]:
 def shared_data() -> Path:
     """The folder of real data beside the checkout."""
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Redis server of the tests' own, on a socket in a folder of its own."""
+    folder = tmp_path_factory.mktemp("redis")
+    socket = folder / "socket"
+    command = ["redis-server", "--port", "0", "--unixsocket", str(socket), "--dir", str(folder)]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([*command, "--save", ""], stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 20
+        while not socket.exists():
+            assert server.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline, "redis-server does not start"
+            time.sleep(0.02)
+        yield f"unix://{socket}"
+    finally:
+        server.terminate()
+        server.wait()
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,11 @@ TOLERANCE = {
     "int4": {
         "twin logits": 3e-2,
     },
+    # Keys and values in codes, beside fp32 weights.
+    "int8 KV": {
+        "attention": 5e-2,
+        "logits": 6e-2,
+    },
     "float16": {
         "attention": 5e-3,
     },

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from kvloom.engine.async_document import AsyncDocument
     from kvloom.engine.document import Document
     from kvloom.engine.llm import LLM
+    from kvloom.engine.prompts import Chunk
+    from kvloom.engine.shelving import StoreSettings
     from kvloom.errors import (
         CapacityError,
         KvloomError,
@@ -23,7 +25,13 @@ if TYPE_CHECKING:
         RequestError,
         UnsupportedModelError,
     )
-    from kvloom.outputs import CompletionOutput, EditReceipt, RequestOutput, StreamChunk, Usage
+    from kvloom.outputs import (
+        CompletionOutput,
+        EditReceipt,
+        RequestOutput,
+        StreamChunk,
+        Usage,
+    )
     from kvloom.params import SamplingParams
     from kvloom.reuse.edit_series import TextEdit
 
@@ -34,8 +42,10 @@ _HOMES = {
     "AsyncLLM": "kvloom.engine.aio",
     "EngineConfig": "kvloom.config",
     "SamplingParams": "kvloom.params",
+    "Chunk": "kvloom.engine.prompts",
     "CompletionOutput": "kvloom.outputs",
     "EditReceipt": "kvloom.outputs",
+    "StoreSettings": "kvloom.engine.shelving",
     "RequestOutput": "kvloom.outputs",
     "StreamChunk": "kvloom.outputs",
     "TextEdit": "kvloom.reuse.edit_series",
@@ -52,6 +62,7 @@ __all__ = [
     "AsyncDocument",
     "AsyncLLM",
     "CapacityError",
+    "Chunk",
     "CompletionOutput",
     "Document",
     "EditReceipt",
@@ -61,6 +72,7 @@ __all__ = [
     "RequestError",
     "RequestOutput",
     "SamplingParams",
+    "StoreSettings",
     "StreamChunk",
     "TextEdit",
     "UnsupportedModelError",

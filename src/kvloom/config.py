@@ -14,7 +14,7 @@ from kvloom.errors import RequestError
 
 DType = Literal["auto", "float32", "bfloat16"]
 Quantization = Literal["auto", "int8", "int4"]
-KVDType = Literal["auto", "float32", "bfloat16"]
+KVDType = Literal["auto", "float32", "bfloat16", "int8"]
 
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _UNITS |= {"K": 10**3, "KB": 10**3, "M": 10**6, "MB": 10**6, "G": 10**9, "GB": 10**9}

@@ -138,6 +138,7 @@ class RequestOutput:
         outputs: one entry per completion, by index.
         usage: what it cost.
         prompt_logprobs: per prompt token if asked for; the first is None.
+        receipt: how the parts of the prompt were joined; None where it had none.
     """
 
     request_id: str
@@ -146,6 +147,7 @@ class RequestOutput:
     outputs: tuple[CompletionOutput, ...]
     usage: Usage
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    receipt: EditReceipt | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     for name in ("KVLOOM_MODEL", "KVLOOM_API_KEY", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KVLOOM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("KVLOOM_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 

@@ -63,9 +63,11 @@ def test_reset_forgets(invoke: Invoke, tiny_model: str) -> None:
 
 
 def test_a_system_message_changes_the_prompt(invoke: Invoke, tiny_model: str) -> None:
-    _, plain = talk(invoke, tiny_model, "Hello\n")
-    said, by_option = talk(invoke, tiny_model, "Hello\n/system\n", "--system", "Be brief.")
-    typed, by_command = talk(invoke, tiny_model, "/system Be brief.\nHello\n")
+    _, plain = talk(invoke, tiny_model, "Hello\n", "--no-store")
+    said, by_option = talk(
+        invoke, tiny_model, "Hello\n/system\n", "--system", "Be brief.", "--no-store"
+    )
+    typed, by_command = talk(invoke, tiny_model, "/system Be brief.\nHello\n", "--no-store")
     assert said == typed
     computed = [int(REUSED.search(text)[1]) for text in (plain, by_option, by_command)]  # type: ignore[index]
     assert computed[0] < computed[1] == computed[2]

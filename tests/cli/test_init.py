@@ -25,6 +25,8 @@ COMMANDS = [
     ("models", "list"),
     ("models", "convert"),
     ("models", "remove"),
+    ("store",),
+    *(("store", name) for name in ("ls", "verify", "gc", "export", "import", "rm")),
     ("bench",),
     ("bench", "speed"),
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from kvloom.kv.segment import Segment, SlotArrays
 from kvloom.ops.partial import MIN_LOGIT
 from kvloom.types import KV, Codec, LayerSegment, LayerSpec, Policy
 from tests.doubles import BFloat16Codec, EncodedLayer, Int8Codec, Streaming
+from tests.kv.worlds import littered
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,18 @@ POLICIES: list[Policy] = [Streaming(), Streaming(sinks=0), Streaming(sinks=1)]
 SegmentMaker = Callable[[KV], LayerSegment]
 
 
-def plain_layer(kv: KV) -> LayerSegment:
+def plain_layer(kv: KV, dtype: torch.dtype | None = None) -> LayerSegment:
     """Put keys and values into a segment in the middle of a pool, as the engine would."""
+    dtype = kv.k.dtype if dtype is None else dtype
     groups, slots, dim = kv.k.shape
     spec = LayerSpec(0, groups, groups, dim, kv.v.shape[-1], None)
-    pool = Pool([spec], 4 * block_bytes([spec], kv.k.dtype), kv.k.dtype)
-    for arena in (pool.keys[0], pool.values[0]):
-        arena.fill_(torch.nan)
+    pool = littered(Pool([spec], 4 * block_bytes([spec], dtype), dtype), torch.nan)
     first_slot, before = 7, 3
     base = 0 if kv.base is None else kv.base - before
     segment = Segment(pool, first_slot, 249, base=base, origin=Lineage.root(b"contract"))
     segment.append([0] * (before + slots))
     place = slice(first_slot + before, first_slot + before + slots)
-    pool.keys[0][:, place], pool.values[0][:, place] = kv.k, kv.v
+    pool.write(0, place, kv.k, kv.v)
     if kv.base is None or kv.bias is not None:
         segment.arrays = SlotArrays(
             pos=torch.cat([torch.zeros(before, dtype=torch.int32), kv.pos])
@@ -67,6 +68,7 @@ def encoded_layer(codec: Codec) -> SegmentMaker:
 
 LAYER_SEGMENTS: dict[str, SegmentMaker] = {
     "plain": plain_layer,
+    "codes": partial(plain_layer, dtype=torch.int8),
     **{case.codec.id: encoded_layer(case.codec) for case in CODECS},
 }
 

@@ -20,6 +20,7 @@ from kvloom.kv.doc import KVDoc
 from kvloom.kv.pool import Pool
 from kvloom.types import Rows, StepOutput
 from tests.conftest import loadable
+from tests.kv.worlds import littered
 from tests.model.lean.decoders import Side, family, native_side, torch_side
 from tests.model.running import ROOT, assert_same, cached, plain_logits, rows_of, some_tokens
 from tests.model.texts import Texts
@@ -28,6 +29,7 @@ from tests.tolerances import TOLERANCE
 # Plain, a window beside full layers with norms of q and k, softcaps, interleaved and parallel.
 NAMES = ["llama", "gemma3_text", "gemma2", "cohere"]
 GARBAGE = 1e30
+KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8 KV"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -55,13 +57,6 @@ def side_of(which: str, name: str, config: pytest.Config) -> Side:
     return native_side(name, library)
 
 
-def littered(pool: Pool) -> Pool:
-    """Fill a pool with numbers that show if they are read."""
-    for arena in (*pool.keys, *pool.values):
-        arena.fill_(GARBAGE)
-    return pool
-
-
 lengths = st.tuples(*[st.integers(1, 60)] * 3)
 steps = st.lists(
     st.dictionaries(st.integers(0, 2), st.integers(1, 40), min_size=1, max_size=3), max_size=6
@@ -77,7 +72,7 @@ def test_cuts_and_packing_change_nothing(side: Side, name: str) -> None:
     def law(
         lengths: tuple[int, ...], steps: list[dict[int, int]], seed: int, data: st.DataObject
     ) -> None:
-        texts = Texts(plain, side.runner, lengths, seed, littered(side.pool()))
+        texts = Texts(plain, side.runner, lengths, seed, littered(side.pool(), GARBAGE))
         for step in steps:
             texts.go_on(step)
             whole = {n: doc.length for n, doc in enumerate(texts.docs) if doc.length}
@@ -95,15 +90,15 @@ def test_cuts_and_packing_change_nothing(side: Side, name: str) -> None:
 def test_one_by_one_equals_the_whole(side: Side, name: str) -> None:
     tokens = some_tokens(75)
     truth = plain_logits(family(name)[0], tokens)
-    doc = KVDoc(littered(side.pool()), ROOT)
+    doc = KVDoc(littered(side.pool(), GARBAGE), ROOT)
     for place in range(len(tokens)):
         (found,) = side.runner.forward([rows_of(doc, tokens[place : place + 1])]).logits
         assert_same(found, truth[place : place + 1])
 
 
 def check_long_texts(side: Side, name: str, dtype: torch.dtype) -> None:
-    kind = str(dtype).removeprefix("torch.")
-    pool = littered(side.pool(30, dtype))
+    kind = KINDS[dtype]
+    pool = littered(side.pool(30, dtype), GARBAGE)
     texts = Texts(family(name)[0], side.runner, (480, 300), seed=5, pool=pool, kind=kind)
     texts.go_on({0: 400, 1: 130})
     for _ in range(3):
@@ -118,9 +113,10 @@ def test_long_texts(side: Side, name: str) -> None:
     check_long_texts(side, name, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize("name", ["llama", "gemma3_text"])
-def test_lean_runners_keep_half_precision(side: Side, name: str) -> None:
-    check_long_texts(side, name, torch.bfloat16)
+def test_long_texts_in_coarser_slots(side: Side, name: str, dtype: torch.dtype) -> None:
+    check_long_texts(side, name, dtype)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text"])
@@ -149,7 +145,7 @@ class Plot:
 
     def run(self, side: Side) -> StepOutput:
         """Make one document per shift, and run rows of all of them in one step."""
-        runner, pool = side.runner, littered(side.pool(24))
+        runner, pool = side.runner, littered(side.pool(24), GARBAGE)
         text = some_tokens(150, seed=1)
         source = cached(runner, pool, text, chunk=41)
         source.close_tail()
@@ -341,7 +337,7 @@ def test_what_closed_documents_left_behind_is_not_read(side: Side, name: str) ->
     plain, pool = family(name)[0], side.pool(num_blocks=6)
     rng = np.random.default_rng(3)
     for seed in range(4):
-        littered(pool)
+        littered(pool, GARBAGE)
         texts = Texts(plain, side.runner, rng.integers(1, 120, 2).tolist(), seed, pool)
         texts.go_on({0: 30, 1: 64})
         texts.finish()

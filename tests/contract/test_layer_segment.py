@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kvloom.types import KV, LayerSegment, Partial, QueryInfo, Rope
-from tests.contract.cases import LAYER_SEGMENTS, dense
+from tests.contract.cases import LAYER_SEGMENTS, dense, plain_layer
 from tests.oracles import HIDDEN, Attended, attend_rows, embedded, turned
 from tests.tolerances import TOLERANCE
 
@@ -112,13 +112,14 @@ def test_dense_keeps_shapes_positions_and_biases(make, kv):
     assert len(range(*layer.heads.indices(1000))) == found.k.shape[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 @given(data=st.data())
 def test_bytes_of_a_plain_layer_are_those_of_its_slots(dtype, data):
-    kv = data.draw(dense(dtype))
+    kv = data.draw(dense())
     groups, slots, dim = kv.k.shape
-    expected = groups * slots * (dim + kv.v.shape[2]) * dtype.itemsize
-    assert LAYER_SEGMENTS["plain"](kv).nbytes == expected
+    scales = 2 * 4 if dtype is torch.int8 else 0
+    expected = groups * slots * ((dim + kv.v.shape[2]) * dtype.itemsize + scales)
+    assert plain_layer(kv, dtype).nbytes == expected
 
 
 @every_form

@@ -29,9 +29,10 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 NEAR = TOLERANCE["default model"]
 
 
-@pytest.fixture(scope="module")
-def lean() -> OpenedModel:
-    model = open_model("default", OpenOptions())
+@pytest.fixture(scope="module", params=["auto", "int8"])
+def lean(request: pytest.FixtureRequest) -> OpenedModel:
+    model = open_model("default", OpenOptions(kv_dtype=request.param))
+    assert model.passport.formats.kv == ("int8" if request.param == "int8" else "bfloat16")
     assert model.runner_name.startswith("lean"), model.runner_note
     return model
 

@@ -6,12 +6,14 @@ from itertools import pairwise
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvloom.kv import views
 from kvloom.kv.fold import FoldPlan, fold, plan_fold, write
+from kvloom.ops.codes import decode, encode
 from kvloom.ops.partial import add_sink, merge
 from kvloom.types import QueryInfo
 from tests.kv.steps import Step, step_of, steps
@@ -235,19 +237,20 @@ def test_the_result_does_not_depend_on_how_a_document_is_cut(seed, cuts):
         torch.testing.assert_close(results[-1], results[-2], rtol=0, atol=NEAR)
 
 
-def test_half_precision_slots_take_full_precision_rows():
-    world = World(1, PLAIN)
+@pytest.mark.parametrize("rows", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.bfloat16, "bfloat16"), (torch.int8, "int8 KV")])
+def test_coarser_slots_take_rows_of_any_format(dtype, kind, rows):
+    world = World(1, PLAIN, dtype=dtype)
     doc = world.new(0, 70)
-    world.pool.keys = [x.bfloat16() for x in world.pool.keys]
-    world.pool.values = [x.bfloat16() for x in world.pool.values]
     step = step_of(world, [("chunk", 5)])
     plan = step.plan({None})
     k, v = world.fresh(0, step.slots[0])
     write(plan, 0, k, v)
-    assert torch.equal(world.pool.keys[0][:, step.slots[0]], k.bfloat16())
+    kept, _ = world.pool.read(0, step.slots[0][0], step.slots[0][-1] + 1)
+    assert torch.equal(kept, decode(encode(k)) if dtype is torch.int8 else k.to(dtype))
     q, rotated = world.query(0, step.packed_pos)
-    out = fold(plan, world.layers[0], rotated.bfloat16(), scale=world.scale(0))
-    assert out.dtype == torch.bfloat16
+    out = fold(plan, world.layers[0], rotated.to(rows), scale=world.scale(0))
+    assert out.dtype == rows
     expected = world.attended(doc, 0, q, step.packed_pos)
-    near = TOLERANCE["bfloat16"]["attention"]
+    near = TOLERANCE[kind]["attention"]
     np.testing.assert_allclose(out.float().numpy(), expected, rtol=0, atol=near)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kvloom.errors import CapacityError
 from kvloom.kv.pool import PAGE_SLOTS, Pool, Run, block_bytes, blocks_for
-from tests.kv.worlds import MIXED, PLAIN, layer_spec, small_pool
+from kvloom.ops.codes import decode, encode
+from tests.kv.worlds import MIXED, PLAIN, arena_bytes, layer_spec, littered, small_pool
+
+DTYPES = [torch.float32, torch.bfloat16, torch.int8]
+seeds = st.integers(0, 2**16)
 
 
 @given(slots=st.integers(0, 1000))
@@ -19,13 +25,16 @@ def test_blocks_for_slots(slots):
     assert (blocks_for(slots) - 1) * PAGE_SLOTS < slots <= blocks_for(slots) * PAGE_SLOTS
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["plain", "tiled"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @given(budget_blocks=st.integers(1, 5), rest=st.integers(0, 500))
-def test_reported_bytes_are_the_tensors_bytes_and_within_the_budget(dtype, budget_blocks, rest):
+def test_reported_bytes_are_the_tensors_bytes_and_within_the_budget(
+    dtype, layout, budget_blocks, rest
+):
     block = block_bytes(MIXED, dtype)
     budget = budget_blocks * block + rest % block
-    pool = Pool(MIXED, budget, dtype)
-    assert pool.nbytes == sum(arena.nbytes for arena in (*pool.keys, *pool.values))
+    pool = Pool(MIXED, budget, dtype, layout=layout)
+    assert pool.nbytes == arena_bytes(pool)
     assert budget - block < pool.nbytes <= budget
     assert pool.num_pages == budget_blocks * sum(layer.kv_heads for layer in MIXED)
     assert (pool.used_bytes, pool.free_pages) == (0, pool.num_pages)
@@ -36,6 +45,27 @@ def test_shapes_follow_the_layers():
     for layer, k, v in zip(MIXED, pool.keys, pool.values, strict=True):
         assert k.shape == (layer.kv_heads, 3 * PAGE_SLOTS, layer.k_dim)
         assert v.shape == (layer.kv_heads, 3 * PAGE_SLOTS, layer.v_dim)
+
+
+@pytest.mark.parametrize("layout", ["plain", "tiled"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(count=st.integers(1, 90), edges=st.sets(st.integers(0, 90), max_size=4), seed=seeds)
+def test_rows_come_back_however_they_were_cut(dtype, layout, count, edges, seed):
+    layer = layer_spec(0, dims=(8, 6))
+    pool = littered(
+        Pool((layer,), 3 * block_bytes((layer,), dtype), dtype, layout=layout), torch.nan
+    )
+    generator = torch.Generator().manual_seed(seed)
+    k, v = (torch.randn(2, count, dim, generator=generator) for dim in (8, 6))
+    cuts = sorted({0, count, *(edge for edge in edges if edge < count)})
+    for a, b in pairwise(cuts):  # some as a slice, some out of order
+        order = torch.randperm(b - a, generator=generator) + a
+        slots, at = (slice(7 + a, 7 + b), slice(a, b)) if a % 2 else (7 + order, order)
+        pool.write(0, slots, k[:, at], v[:, at])
+    for found, rows in zip(pool.read(0, 7, 7 + count), (k, v), strict=True):
+        assert found.dtype == pool.row_dtype
+        expected = decode(encode(rows)) if dtype is torch.int8 else rows.to(dtype)
+        assert torch.equal(found, expected)
 
 
 def test_a_budget_below_one_block_is_refused_in_words():

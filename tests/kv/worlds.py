@@ -61,8 +61,15 @@ def small_pool(
 ) -> Pool:
     """A pool of so many blocks: what is read without having been written shows."""
     pool = Pool(layers, blocks * block_bytes(layers, dtype), dtype, layout=layout)
-    for arena in (*pool.keys, *pool.values):
-        arena.fill_(torch.nan if layout == "plain" else GARBAGE)  # whole tiles must be numbers
+    # Whole tiles must be numbers.
+    return littered(pool, torch.nan if layout == "plain" else GARBAGE)
+
+
+def littered(pool: Pool, litter: float) -> Pool:
+    """Fill a pool with numbers that show if they are read; beside codes they are the scales."""
+    for layer in range(len(pool.keys)):
+        for arena in pool.arenas(layer):
+            arena.fill_(litter if arena.is_floating_point() else 127)
     return pool
 
 
@@ -85,7 +92,13 @@ def check_books(pool: Pool, docs: Sequence[KVDoc]) -> None:
     assert pool.free_blocks == int((owners == 0).sum())
     assert pool.used_bytes == int((owners > 0).sum()) * pool.block_bytes
     assert pool.free_pages == pool.free_blocks * pool.pages_per_block
-    assert pool.nbytes == sum(arena.nbytes for arena in (*pool.keys, *pool.values))
+    assert pool.nbytes == arena_bytes(pool)
+
+
+def arena_bytes(pool: Pool) -> int:
+    """Return the bytes of all tensors of a pool."""
+    lists = (pool.keys, pool.values, pool.key_scales, pool.value_scales)
+    return sum(arena.nbytes for arenas in lists for arena in arenas)
 
 
 class World:
@@ -108,9 +121,10 @@ class World:
         layers: Sequence[LayerSpec] = MIXED,
         blocks: int = 40,
         layout: KVLayout = "plain",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.layers = layers
-        self.pool = small_pool(blocks, layers, layout=layout)
+        self.pool = small_pool(blocks, layers, dtype, layout)
         self.docs: list[KVDoc] = []
         self.overlays: set[Segment] = set()
         self.random = np.random.default_rng(seed)

@@ -31,6 +31,16 @@ def choose(
     [
         ({}, FormatChoice("bfloat16", False, "auto", "bfloat16")),
         ({"kv_dtype": "float32"}, FormatChoice("bfloat16", False, "auto", "float32")),
+        ({"kv_dtype": "int8"}, FormatChoice("bfloat16", False, "auto", "int8")),
+        (
+            {"kv_dtype": "int8", "gguf": True, "stored": "F32"},
+            FormatChoice("int8", True, "auto", "int8"),
+        ),
+        (
+            {"kv_dtype": "int8", "quantization": "int4"},
+            FormatChoice("int4", False, "auto", "int8"),
+        ),
+        ({"kv_dtype": "int8", "stored": "F32"}, FormatChoice(None, False, "auto", "int8")),
         ({"stored": "F32"}, FormatChoice(None, False, "auto", "float32")),
         ({"stored": "F16"}, FormatChoice(None, False, "auto", "float32")),
         ({"stored": "F32", "gguf": True}, FormatChoice("int8", True, "auto", "bfloat16")),
@@ -77,7 +87,8 @@ def test_what_settings_mean(asked: dict[str, Any], expected: FormatChoice) -> No
         ({"dtype": None}, "dtype"),
         ({"quantization": "int2"}, "quantization"),
         ({"quantization": False}, "quantization"),
-        ({"kv_dtype": "int8"}, "kv_dtype"),
+        ({"kv_dtype": "int4"}, "kv_dtype"),
+        ({"dtype": "float32", "kv_dtype": "int8"}, "kv_dtype"),
         ({"kv_dtype": None}, "kv_dtype"),
     ],
     ids=str,
@@ -111,5 +122,6 @@ def test_every_setting_is_obeyed_or_refused(dtype, quantization, kv_dtype, store
         assert choice.weights == (None if dtype == "float32" else dtype)
     if kv_dtype != "auto":
         assert choice.kv == kv_dtype
-    assert choice.kv in {"float32", "bfloat16"}
+    assert choice.kv in set(get_args(KVDType)) - {"auto"}
+    assert dtype != "float32" or choice.kv == "float32", "the reference keeps all in fp32"
     assert not choice.keep_codes or gguf

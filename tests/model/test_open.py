@@ -107,6 +107,28 @@ def test_quantised_models_run_lean(folder: Path) -> None:
     assert receipt["nll"] == pytest.approx(receipt["source_nll"], rel=0.05)
 
 
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32], ids=str)
+def test_kv_in_int8_runs_on_either_runner(tmp_path: Path, stored: torch.dtype) -> None:
+    path = saved(tmp_path / "tiny", stored)
+    model, usual = opened(path, kv_dtype="int8"), opened(path)
+    assert model.runner_name == usual.runner_name
+    assert model.runner_name.startswith("lean" if stored is torch.bfloat16 else "seam")
+    assert (model.kv_dtype, model.passport.formats.kv) == (torch.int8, "int8")
+    assert model.passport.formats.weights == usual.passport.formats.weights
+    assert model.passport.fingerprint != usual.passport.fingerprint
+    assert share(logits(model), truth(stored)) <= TOLERANCE["int8 KV"]["logits"]
+
+
+def test_matrices_that_cannot_be_coded_run_lean_and_are_not_rounded(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 3}
+    for stored in (torch.bfloat16, torch.float32):
+        path = saved(tmp_path / str(stored), stored, **sizes, intermediate_size=72)
+        model = opened(path, quantization="int8")
+        assert model.runner_name.startswith("lean"), model.runner_note
+        assert model.passport.formats.weights == str(stored).removeprefix("torch.")
+        assert model.passport.receipt["rounded_matrices"] == 0
+
+
 def test_a_format_that_costs_too_much_is_not_run_and_said(folder: Path) -> None:
     # Weights without any structure lose a tenth of their length at four bits.
     model = opened(folder, quantization="int4")
@@ -274,10 +296,11 @@ def test_fingerprints_follow_formats_and_levels(folder: Path, library: NativeLib
     assert fingerprint(cpu_level=library.level) == first
     others = [
         fingerprint(cpu_level=library.level, kv_dtype="float32"),
+        fingerprint(cpu_level=library.level, kv_dtype="int8"),
         fingerprint(cpu_level=library.level, quantization="int8"),
         fingerprint(dtype="float32"),
     ]
-    assert len({first, *others}) == 4
+    assert len({first, *others}) == 5
     for level in LEVELS[LEVELS.index(library.level) + 1 :][:1]:
         assert fingerprint(cpu_level=level) != first
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kvloom.ops.tiles import TILE, put_keys, put_values, untile_keys, untile_values
 from tests.ops.matrices import seeds
 
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16, torch.int8]
 ORDERS = [(put_keys, untile_keys), (put_values, untile_values)]
 
 
@@ -28,12 +28,12 @@ def slots(draw: st.DrawFn) -> tuple[int, torch.Tensor]:
 def test_rows_come_back_from_their_slots(put, untile, dtype, chosen, g, d, seed):
     size, at = chosen
     generator = torch.Generator().manual_seed(seed)
-    plain = torch.randn(g, size, d, generator=generator).to(dtype)
+    plain = (40 * torch.randn(g, size, d, generator=generator)).to(dtype)
     arena = torch.empty_like(plain)
     put(arena, torch.arange(size), plain)
     assert torch.equal(untile(arena), plain)
     assert untile(arena).stride(-1) == 1, "attention reads dimensions side by side"
-    rows = torch.randn(g, len(at), d, generator=generator)
+    rows = 40 * torch.randn(g, len(at), d, generator=generator)
     put(arena, at, rows)
     plain[:, at] = rows.to(dtype)
     assert torch.equal(untile(arena), plain)
@@ -46,9 +46,10 @@ def test_the_order_is_the_one_that_is_described():
     put_values(values, torch.arange(TILE), plain)
     assert torch.equal(keys.view(4, TILE), plain[0].T)
     assert torch.equal(values, plain)
-    pairs = plain.to(torch.bfloat16)
-    keys, values = torch.empty_like(pairs), torch.empty_like(pairs)
-    put_keys(keys, torch.arange(TILE), pairs)
-    put_values(values, torch.arange(TILE), pairs)
-    assert torch.equal(keys.view(2, TILE, 2)[1, 5], pairs[0, 5, 2:])
-    assert torch.equal(values.view(TILE // 2, 4, 2)[7, 3], pairs[0, 14:16, 3])
+    for dtype in (torch.bfloat16, torch.int8):
+        pairs = plain.sub(100).to(dtype)
+        keys, values = torch.empty_like(pairs), torch.empty_like(pairs)
+        put_keys(keys, torch.arange(TILE), pairs)
+        put_values(values, torch.arange(TILE), pairs)
+        assert torch.equal(keys.view(2, TILE, 2)[1, 5], pairs[0, 5, 2:])
+        assert torch.equal(values.view(TILE // 2, 4, 2)[7, 3], pairs[0, 14:16, 3])

@@ -19,6 +19,7 @@ from kvloom.cli.doctor import doctor
 from kvloom.cli.flatten import flatten
 from kvloom.cli.models import make_models
 from kvloom.cli.serve import serve
+from kvloom.cli.store import make_store
 from kvloom.cli.terminal import Terminal, set_up_logging
 from kvloom.errors import KvloomError
 from kvloom.version import __version__
@@ -45,6 +46,7 @@ def make_app() -> typer.Typer:
     for command in (ask, chat, serve, doctor, demo):
         app.command(command.__name__)(flatten(command))
     app.add_typer(make_models(), name="models")
+    app.add_typer(make_store(), name="store")
     app.add_typer(make_bench(), name="bench")
     return app
 

@@ -25,6 +25,7 @@ def serve(
     terminal = Terminal()
     with long_work(terminal.messages, "Starting", "Preparing the model") as progress:
         from kvloom.engine.aio import AsyncLLM
+        from kvloom.engine.shelving import store_folder
         from kvloom.model.source import resolve_source
         from kvloom.serve.app import create_app
         from kvloom.serve.limits import check_address
@@ -34,9 +35,18 @@ def serve(
         # A wrong or taken address is said before the model is loaded, not after.
         check_address(config)
         listen(config).close()
-        llm = AsyncLLM(model, **(options.settings(progress) | batch.settings()))
+        settings = options.settings(progress)
+        kept = settings["store"]
+        folder = None if kept is None else store_folder(kept, options.cache_dir)
+        new_store = None if folder is None or folder.exists() else folder
+        llm = AsyncLLM(model, **(settings | batch.settings()))
 
     def ready(url: str) -> None:
+        if new_store is not None:
+            terminal.say(
+                f"KV is kept in {new_store} from now on, readable by this user only; "
+                "`kvloom store` lists and removes it, and --no-store keeps none."
+            )
         terminal.say(f"Serving {config.served_model_name} at {url}/v1 (documentation: {url}/docs)")
 
     try:

@@ -48,6 +48,16 @@ CacheDirOption = Annotated[
         help="Folder for converted models.",
     ),
 ]
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        envvar="KVLOOM_STORE",
+        file_okay=False,
+        show_default="store in the user's cache folder",
+        help="Folder of stored KV.",
+    ),
+]
 DTypeOption = Annotated[
     DType, typer.Option(help="Of weights and activations; float32 is the reference.")
 ]
@@ -115,13 +125,38 @@ class EngineOptions(LoadOptions):
         ),
     ] = True
 
+    store: StoreOption = None
+    no_store: Annotated[
+        bool,
+        typer.Option("--no-store", help="Keep no KV beyond this process, whatever else is set."),
+    ] = False
+    store_size: Annotated[
+        int,
+        typer.Option(parser=size, metavar="SIZE", show_default="8GiB", help="Size of that folder."),
+    ] = 8 * 2**30
+    store_remote: Annotated[
+        str | None,
+        typer.Option(
+            envvar="KVLOOM_STORE_REMOTE",
+            metavar="URL",
+            show_default=False,
+            help="A place that machines share: redis://..., or any address fsspec knows.",
+        ),
+    ] = None
+
     def settings(self, progress: Progress) -> Settings:
         """Return the keyword arguments of `LLM`."""
+        from kvloom.engine.shelving import StoreSettings
+
+        kept = StoreSettings(
+            folder=self.store, disk_bytes=self.store_size, remote=self.store_remote
+        )
         return {
             **self.load_settings(progress),
             "kv_memory": self.kv_memory,
             "max_model_len": self.max_model_len,
             "enable_prefix_caching": self.prefix_caching,
+            "store": kept if self.prefix_caching and not self.no_store else None,
         }
 
 

@@ -7,7 +7,7 @@ Does not know: how requests reach the engine.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -19,11 +19,13 @@ from kvloom.config import DType, EngineConfig, KVDType, Quantization, parse_byte
 from kvloom.decode.detokenize import TextDecoder
 from kvloom.engine.engine import Engine
 from kvloom.engine.loop import EngineLoop
+from kvloom.engine.shelving import StoreSettings, give_shelf, open_store
 from kvloom.errors import RequestError
 from kvloom.model.digest import Progress
 from kvloom.model.open import OpenedModel, OpenOptions, open_model
 from kvloom.model.passport import Passport
 from kvloom.model.tokenizer import TextTokenizer
+from kvloom.ops.native.heap import release_freed_memory
 from kvloom.ops.native.library import CpuLevel
 from kvloom.types import ModelSpec
 
@@ -36,7 +38,8 @@ class Settings(TypedDict, total=False):
             is the reference: no quantisation, and KV in float32.
         quantization: of the weights, `int8` or `int4`; `auto` keeps what the file holds, None
             dequantises.
-        kv_dtype: of keys and values; `auto` is bfloat16, beside float32 weights float32.
+        kv_dtype: of keys and values; `auto` is bfloat16, beside float32 weights float32. `int8`
+            takes about half the bytes of bfloat16.
         cpu_level: of the compiled library; None takes the best.
         kv_memory: bytes of KV, as a number or a text such as `"2GiB"` (the default).
         max_model_len: tokens a document may grow to; None takes the model's own limit.
@@ -48,6 +51,7 @@ class Settings(TypedDict, total=False):
         trust_remote_code: run Python code that comes with the model; off by default.
         cache_dir: folder for conversions; None takes the user's cache folder.
         progress: is told about everything long, as (description, done, total).
+        store: where KV outlives the process; None keeps it in memory only.
     """
 
     dtype: DType
@@ -64,6 +68,7 @@ class Settings(TypedDict, total=False):
     trust_remote_code: bool
     cache_dir: Path | None
     progress: Progress | None
+    store: StoreSettings | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,14 @@ def assemble(model: str, settings: Settings) -> Assembly:
     decoder = TextDecoder.probe(opened.tokenizer)
     fingerprint = opened.passport.fingerprint
     engine = Engine(opened.runner, decoder, config, fingerprint, opened.kv_dtype, opened.layout)
+    store = settings.get("store")
+    if store is not None:
+
+        def text_of(tokens: Sequence[int]) -> str:
+            return opened.tokenizer.decode(tokens, skip_special_tokens=False)
+
+        give_shelf(engine, open_store(store, settings.get("cache_dir")), fingerprint, text_of)
+    release_freed_memory()
     return Assembly(engine=engine, opened=opened, config=config)
 
 

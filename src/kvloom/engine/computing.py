@@ -77,8 +77,10 @@ def repair(loop: EngineLoop, doc: KVDoc, share: float, rule: Selector) -> Repair
     return event
 
 
-def carry_out(loop: EngineLoop, doc: KVDoc, plan: EditPlan) -> KVDoc:
-    """Return the document that a plan makes of another one, which stays as it is.
+def carry_out(loop: EngineLoop, doc: KVDoc, plan: EditPlan) -> tuple[KVDoc, int]:
+    """Return the document that a plan makes of another one, and how many rows were run.
+
+    The other one stays as it is.
 
     Parts are added from left to right, so that computed rows see what stands before them.
 
@@ -86,24 +88,25 @@ def carry_out(loop: EngineLoop, doc: KVDoc, plan: EditPlan) -> KVDoc:
         RequestError: the new document is too long.
         CapacityError: the KV memory cannot hold it.
     """
-    built = call(loop, lambda engine: engine.new_document())
+    built = call(loop, Engine.new_document)
     tokens: list[int] = []
+    rows = 0
     try:
         with kept(loop, doc):
             for part in plan.parts:
-                with kept(loop, built):
-                    if isinstance(part, Compute):
-                        tokens += part.tokens
-                        following = compute(loop, tokens, built).doc
-                    else:
+                if not isinstance(part, Compute):
+                    with kept(loop, built):
                         tokens = call(loop, partial(_add, built, doc, part))
-                        continue
+                    continue
+                tokens += part.tokens
+                with kept(loop, built):
+                    computed = compute(loop, tokens, built)
                 call(loop, partial(Engine.release, doc=built))
-                built = following
+                built, rows = computed.doc, rows + computed.usage.computed_tokens
     except BaseException:
         call(loop, partial(Engine.release, doc=built))
         raise
-    return built
+    return built, rows
 
 
 def _add(built: KVDoc, doc: KVDoc, part: Keep | Take | Mix, _: Engine) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, overload
 
 from kvloom.engine.collect import Collector
@@ -68,10 +69,20 @@ class Document:
     """A text and its KV; made by `LLM.document`.
 
     Text is tokenised piece by piece: what is appended never merges with the tokens before it.
+
+    Attributes:
+        receipt: of the last edit, or of the parts it was joined from; None for neither.
     """
 
-    def __init__(self, llm: Host, tokens: list[int] | None = None, kv: KVDoc | None = None) -> None:
+    def __init__(
+        self,
+        llm: Host,
+        tokens: list[int] | None = None,
+        kv: KVDoc | None = None,
+        receipt: EditReceipt | None = None,
+    ) -> None:
         self._llm = llm
+        self.receipt = receipt
         self._tokens = list(tokens or ())
         self._own(self._call(lambda engine: engine.new_document()) if kv is None else kv)
 
@@ -254,7 +265,8 @@ class Document:
             return self._kv.apply(Transplant(start, stop, spans, keys=keys, values=values))
 
         with kept(self._llm.loop, source._kv):
-            self._own_instead(carry_out(self._llm.loop, self._kv, self._call(plan)))
+            built, _ = carry_out(self._llm.loop, self._kv, self._call(plan))
+        self._own_instead(built)
         return self._receipt("shifted", TokenEdit((), False, True), 0, begun)
 
     def fork(self) -> Document:
@@ -368,13 +380,18 @@ class Document:
             # What all other tokens attend to has changed: nothing behind it is worth keeping.
             return self._make_exact(tokens, found, begun)
         loop = self._llm.loop
-        self._own_instead(carry_out(loop, self._kv, plan))
+        kv, rows = carry_out(loop, self._kv, plan)
+        repaired = None
+        if fidelity == "repaired":
+            try:
+                with kept(loop, kv):
+                    done = repair(loop, kv, share, rule)
+            finally:
+                self._call(partial(Engine.release, doc=kv))
+            kv, repaired = done.doc, done.receipt
+        self._own_instead(kv)
         self._tokens = tokens
-        if fidelity == "shifted":
-            return self._receipt(fidelity, found, plan.num_computed, begun)
-        repaired = repair(loop, self._kv, share, rule)
-        self._own_instead(repaired.doc)
-        return self._receipt(fidelity, found, plan.num_computed, begun, repaired.receipt)
+        return self._receipt(fidelity, found, rows, begun, repaired)
 
     def _make_exact(self, tokens: list[int], found: TokenEdit, begun: float) -> EditReceipt:
         """Become these tokens, with the KV that a fresh prefill would have."""
@@ -401,7 +418,7 @@ class Document:
         begun: float,
         repaired: RepairReceipt | None = None,
     ) -> EditReceipt:
-        return EditReceipt(
+        self.receipt = EditReceipt(
             fidelity=fidelity,
             tokens=self.provenance.tokens,
             recomputed=rows + (repaired.repaired if repaired else 0),
@@ -412,6 +429,7 @@ class Document:
             lossless=found.lossless,
             seconds=time.perf_counter() - begun,
         )
+        return self.receipt
 
     def _own_instead(self, kv: KVDoc) -> None:
         """Let go of the KV held so far, and own another."""

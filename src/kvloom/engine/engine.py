@@ -20,6 +20,7 @@ from kvloom.decode.accept import Emission, GenerationState
 from kvloom.decode.detokenize import TextDecoder
 from kvloom.decode.draw import Draw, draw
 from kvloom.decode.state import check_vocabulary, draw_keys
+from kvloom.engine.chunks import Chunks
 from kvloom.engine.limits import Limits
 from kvloom.engine.memory import EngineMemory
 from kvloom.engine.repairs import Repairs
@@ -35,9 +36,13 @@ from kvloom.reuse.repair import Repair
 from kvloom.reuse.select import Selector
 from kvloom.sched.job import JobState
 from kvloom.sched.scheduler import Scheduler, Share
+from kvloom.store.key import hash_tenant
 from kvloom.types import Forward, KVLayout, StepOutput
 
 logger = logging.getLogger(__name__)
+ANYBODY = hash_tenant("")
+LOADING_WAIT_S = 0.02
+"""Steps with nothing to run wait so long for the store."""
 
 
 class Engine:
@@ -82,6 +87,7 @@ class Engine:
         )
         self._requests: dict[str, Request] = {}
         self._repairs = Repairs(self.memory, runner)
+        self.chunks = Chunks(self.memory)
         self._let_go: deque[KVDoc] = deque()
         self._numbers = count()
         self._counts: Counter[str] = Counter()
@@ -99,6 +105,7 @@ class Engine:
         *,
         base: KVDoc | None = None,
         exact_only: bool = False,
+        tenant: str = "",
         score_from: int | None = None,
         keep_logits: bool = False,
     ) -> str:
@@ -109,6 +116,7 @@ class Engine:
             params: how to generate; None computes the KV and ends with `Computed`.
             base: a document whose KV the prompt may start with.
             exact_only: take of it what equals a fresh prefill, and no more.
+            tenant: whose stored KV may answer, as `hash_tenant` gives it.
             score_from: score the prompt's tokens behind this row.
             keep_logits: give the logits of the scored rows as well.
 
@@ -141,6 +149,7 @@ class Engine:
             reuse_prefix=self.config.enable_prefix_caching,
             submitted_s=time.monotonic(),
             exact_only=exact_only,
+            tenant=tenant or ANYBODY,
         )
         sequence = Sequence(number, len(tokens), request=request, index=0, tokens=list(tokens))
         self._scheduler.add(sequence)
@@ -192,6 +201,34 @@ class Engine:
         self._counts["steps"] += 1
         events = self._advance(shares, output)
         return events + self._repairs.step() if self._repairs else events
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a step or an idle step would do anything."""
+        return self.has_work or self.has_idle_work
+
+    @property
+    def has_idle_work(self) -> bool:
+        """Whether there is something to do while nobody waits."""
+        return self.memory.shelf is not None and self.memory.shelf.next_waiting is not None
+
+    def idle_step(self) -> None:
+        """Do a little of what can wait: store the KV of a document."""
+        shelf = self.memory.shelf
+        doc = None if shelf is None else shelf.next_waiting
+        if shelf is not None and doc is not None:
+            try:
+                shelf.keep_next()
+            except Exception:  # the store is a convenience: nothing depends on it
+                logger.exception("a document was not stored")
+            self.release(doc)
+
+    def close(self) -> None:
+        """Store what waits, and let go of the store."""
+        while self.has_idle_work:
+            self.idle_step()
+        if self.memory.shelf is not None:
+            self.memory.shelf.close()
 
     def new_document(self) -> KVDoc:
         """Return an empty document, held until the receiver releases it."""
@@ -264,7 +301,7 @@ class Engine:
             if request.params is None:
                 events += self._end(sequence, None)
             elif logits is not None:
-                drawing += [(member, logits[-1]) for member in self._members(sequence)]
+                drawing += [(member, logits.select(0, -1)) for member in self._members(sequence)]
         return events + self._draw(drawing)
 
     def _members(self, sequence: Sequence) -> list[Sequence]:
@@ -340,6 +377,7 @@ class Engine:
         if running:
             doc = self.memory.detach(sequence)
             self.memory.publish(doc)
+            self._put_by(doc, request.tenant)
             request.provenance = _join(request.provenance, doc.provenance())
             if request.params is None and emission is None:
                 # Held at once, so that it can be forgotten before its receiver takes it.
@@ -363,6 +401,13 @@ class Engine:
         logits = None if scoring is None else scoring.logits
         return [Computed(request.request_id, request.result, usage, scores, logits)]
 
+    def _put_by(self, doc: KVDoc, tenant: str) -> None:
+        """Let a document's KV be stored when there is time, unless it is forgotten before."""
+        if self.memory.shelf is not None and doc.length:
+            fork = doc.fork()
+            self.memory.hold(fork)
+            self.memory.shelf.put_by(fork, tenant)
+
     def _fail(self, request_id: str, error: Exception) -> list[Event]:
         if not isinstance(error, KvloomError):
             wrapped = KvloomError(f"The step failed ({type(error).__name__}: {error}).")
@@ -372,6 +417,10 @@ class Engine:
         return [Failed(request_id, error)]
 
     def _give_up_on_stuck(self) -> list[Event]:
+        for request in self._requests.values():
+            if request.loading is not None:
+                request.loading.wait(LOADING_WAIT_S)
+                return []
         stuck = self._scheduler.stuck
         if stuck is None:
             return []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -16,12 +17,24 @@ from typing import Any, Self, Unpack
 from kvloom.engine.assembly import Settings, assemble, launch
 from kvloom.engine.batch import Batch
 from kvloom.engine.document import Document, make_document
+from kvloom.engine.fidelity import REPAIRED_SHARE, check_edit
+from kvloom.engine.joining import Joining
 from kvloom.engine.loop import EngineLoop
-from kvloom.engine.prompts import Messages, Prompt, as_chats, as_params, as_prompts, tokenize
+from kvloom.engine.prompts import (
+    Chunk,
+    Messages,
+    Prompt,
+    as_chats,
+    as_params,
+    as_prompts,
+    sink_of,
+    tokenize,
+    tokenize_parts,
+)
 from kvloom.engine.request import Event
 from kvloom.engine.streams import stream_tokens
-from kvloom.errors import CapacityError
-from kvloom.outputs import EngineStats, RequestOutput, StreamChunk
+from kvloom.errors import CapacityError, RequestError
+from kvloom.outputs import EngineStats, Fidelity, RequestOutput, StreamChunk
 from kvloom.params import SamplingParams
 from kvloom.reuse.retokenize import Retokenizer
 
@@ -56,17 +69,33 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Sequence[Prompt] | None = None,
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        parts: Sequence[str | Chunk] | None = None,
+        fidelity: Fidelity = "exact",
         progress: bool = False,
     ) -> list[RequestOutput]:
         """Complete one or many prompts, text or token ids; the results keep their order.
 
+        Args:
+            prompts: what to complete.
+            params: how, for all or for each.
+            parts: one prompt as texts and chunks, in place of prompts; see `join`.
+            fidelity: of the chunks.
+            progress: show a bar.
+
         Raises:
             RequestError: a prompt or its parameters are wrong; nothing is generated.
+            UnsupportedModelError: the chunks cannot be moved to their places.
             CapacityError: a prompt cannot be held.
         """
+        if (prompts is None) == (parts is None):
+            raise RequestError("Give prompts or parts, and not both.", param="prompts")
+        if prompts is None:
+            (one,) = as_params(params, 1)
+            document = self.join(parts or (), fidelity=fidelity)
+            return [replace(document.generate("", one), receipt=document.receipt)]
         asked = as_prompts(prompts)
         return self._run([tokenize(self.tokenizer, p) for p in asked], params, progress=progress)
 
@@ -108,6 +137,33 @@ class LLM:
             RequestError: the text is longer than the model's context or the KV memory.
         """
         return make_document(self, text)
+
+    def join(
+        self,
+        parts: Sequence[str | Chunk],
+        *,
+        fidelity: Fidelity = "exact",
+        share: float = REPAIRED_SHARE,
+        selector: str = "blend",
+    ) -> Document:
+        """Return a document of parts, whose chunks' KV is computed once and used at any place.
+
+        Args:
+            parts: texts, and chunks of text, in order.
+            fidelity: `exact` computes all parts in order; `shifted` shows chunks as they were
+                computed alone; `repaired` computes a share of their tokens again.
+            share: of the chunks' tokens that is computed again where `repaired`.
+            selector: how these are chosen: `blend`, `first` or `random`.
+
+        Raises:
+            RequestError: the parts hold no text, or a setting is out of range.
+            UnsupportedModelError: the model's positions cannot be moved; `exact` still works.
+            CapacityError: the KV memory cannot hold the parts.
+        """
+        rule = check_edit(fidelity, share, selector)
+        joining = Joining(self._loop, self.spec, sink_of(self.tokenizer), fidelity, share, rule)
+        joined = joining.join(tokenize_parts(self.tokenizer, parts))
+        return Document(self, joined.tokens, joined.doc, joined.receipt)
 
     def stats(self) -> EngineStats:
         """Return counters and gauges since the start."""

@@ -153,6 +153,8 @@ class EngineLoop:
                     self._do(*self._tasks.popleft())
                 if self._engine.has_work:
                     self._deliver(self._engine.step())
+                elif self._engine.has_idle_work:
+                    self._engine.idle_step()
                 for request_id in self._flush():
                     self._cancel_now(self._engine, request_id)
         except BaseException as error:
@@ -163,7 +165,7 @@ class EngineLoop:
 
     def _wait_for_work(self) -> bool:
         with self._wake:
-            while not (self._tasks or self._engine.has_work or self._stopping):
+            while not (self._tasks or self._stopping or self._engine.is_busy):
                 self._wake.wait()
             return not self._stopping
 
@@ -199,3 +201,5 @@ class EngineLoop:
         for future, _ in tasks:
             if future.set_running_or_notify_cancel():
                 future.set_exception(KvloomError(f"The engine {reason}."))
+        if self._crash is None:
+            self._engine.close()

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from kvloom.engine.request import Sequence
+from kvloom.engine.shelf import Shelf
 from kvloom.kv.copying import append_copies
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
@@ -36,6 +37,7 @@ class EngineMemory:
         idle: documents that users hold, least recently used first; their KV is forgotten when
             room is needed.
         in_work: documents that are not forgotten for the time being, with how many ask for it.
+        shelf: prefixes that outlive the pool; None for none.
     """
 
     def __init__(self, pool: Pool, root: Lineage, *, reuse_prefixes: bool) -> None:
@@ -44,6 +46,7 @@ class EngineMemory:
         self.tree = PrefixTree(pool, root) if reuse_prefixes else None
         self.idle: dict[KVDoc, None] = {}
         self.in_work: Counter[KVDoc] = Counter()
+        self.shelf: Shelf | None = None
         self.hits = 0
         self.queries = 0
         self._running: dict[Sequence, KVDoc] = {}
@@ -59,6 +62,8 @@ class EngineMemory:
         """Give a waiting sequence its document, starting with the KV that is known already."""
         assert isinstance(job, Sequence)
         reusable = self._reusable_tokens(job)
+        if self._waits_for_store(job, reusable):
+            return "wait for the store"
         spans = self._known_spans(job, reusable)
         known = sum(span.length for span in reading_order(spans))
         if self._is_being_computed(job, known, reusable):
@@ -157,6 +162,10 @@ class EngineMemory:
             del self.in_work[doc]
             self.hold(doc)
 
+    def known_prefix(self, tokens: list[int]) -> int:
+        """Return how many leading tokens have exact KV that others may reuse."""
+        return 0 if self.tree is None else sum(span.length for span in self.tree.match(tokens))
+
     def publish(self, doc: KVDoc) -> None:
         """Let others reuse what a document holds."""
         if self.tree is not None:
@@ -197,6 +206,27 @@ class EngineMemory:
                 base.close_tail()
                 known = list(assembled(cut(base.order, 0, shared)))
         return known
+
+    def _waits_for_store(self, sequence: Sequence, limit: int) -> bool:
+        """Whether the store is about to give more of a prompt; what it gave is made known."""
+        request, shelf = sequence.request, self.shelf
+        if shelf is None or self.tree is None or not request.reuse_prefix:
+            return False
+        if not request.asked_store:
+            request.asked_store = True
+            known = sum(span.length for span in self.tree.match(sequence.tokens[:limit]))
+            request.loading = shelf.look(sequence.tokens[:limit], known, request.tenant)
+        loading = request.loading
+        if loading is None:
+            return False
+        if not loading.done:
+            return True
+        request.loading = None
+        if self.make_room(loading.num_blocks):
+            doc = shelf.take(loading)
+            self.tree.insert(doc)
+            doc.close()
+        return False
 
     def _is_being_computed(self, sequence: Sequence, known: int, limit: int) -> bool:
         """Whether a running sequence is about to compute more of this one's prefix."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from kvloom.decode.accept import Emission, GenerationState
 from kvloom.decode.state import DrawKey
 from kvloom.engine.scoring import Scoring
+from kvloom.engine.shelf import Loading
 from kvloom.errors import KvloomError
 from kvloom.kv.doc import KVDoc
 from kvloom.outputs import Provenance, StreamChunk, TokenLogprobs, Usage
@@ -37,6 +38,9 @@ class Request:
         scoring: what is wanted of the prompt's own tokens; None for nothing.
         reuse_prefix: whether other documents' KV may answer for the prompt.
         exact_only: take of the base what equals a fresh prefill, and no more.
+        tenant: digest of whoever asks; stored KV is found by nobody else.
+        asked_store: whether the store was asked for the prompt's beginning.
+        loading: what the store is about to give.
         submitted_s: time of submission.
     """
 
@@ -50,6 +54,9 @@ class Request:
     reuse_prefix: bool
     submitted_s: float
     exact_only: bool = False
+    tenant: str = ""
+    asked_store: bool = False
+    loading: Loading | None = None
     sequences: list[Sequence] = field(default_factory=list)
     cached_tokens: int | None = None
     computed_tokens: int = 0

@@ -26,6 +26,4 @@ def append_copies(doc: KVDoc, spans: Sequence[Span]) -> None:
         assert span.shift == 0, "copied KV that was moved"
         assert span.segment.lineage_at(span.start) == doc.lineage(), "copied KV out of its place"
         slots = torch.from_numpy(doc.append(span.tokens))
-        for layer in range(len(doc.pool.keys)):
-            k, v = doc.pool.read(layer, *span.pool_slots)
-            doc.pool.write(layer, slots, k.clone(), v.clone())
+        doc.pool.copy(doc.pool, *span.pool_slots, slots)

@@ -91,6 +91,9 @@ class KVDoc:
     @property
     def end_pos(self) -> int:
         """Position behind the last token's, where the next one is appended."""
+        last = self.spans[-1] if self.spans else None
+        if last is not None and last.segment is self._tail:
+            return last.stop_pos
         plain = next((x for x in reversed(self.spans) if not x.segment.placed), None)
         end = self.start_pos if plain is None else plain.stop_pos
         return max((end, *(x.stop_pos for x in self.spans if x.segment.placed)))

@@ -121,7 +121,15 @@ def fold(
     scale: float,
     sink: Tensor | None = None,
 ) -> Tensor:
-    """Attend with rotated queries (h, s, d) over everything their rows see; return (h, s, dv)."""
+    """Attend with rotated queries (h, s, d) over everything their rows see; return (h, s, dv).
+
+    It is computed in the dtype of the pool's rows, and comes back in that of the queries.
+    """
+    rows = q.to(plan.pool.row_dtype)
+    return _fold(plan, layer, rows, scale, sink).to(q.dtype)
+
+
+def _fold(plan: FoldPlan, layer: LayerSpec, q: Tensor, scale: float, sink: Tensor | None) -> Tensor:
     pieces = plan.pieces[layer.window]
     if layer.window in plan.tiled and sink is None:
         partials = [_partial(plan, piece, layer, q[:, piece.rows], scale) for piece in pieces]

@@ -1,27 +1,23 @@
-"""The pool: one arena of key and value slots, and who owns which of them.
+"""The pool: all key and value slots of an engine, and who owns which of them.
 
 Knows: pages, reference counts and exact bytes.
 Does not know: tokens, positions or documents.
 
 A *page* is 64 slots of one (layer, KV head). Pages are handed out in *blocks*: the pages of the
-same 64 slots in every layer and head. Every layer is one tensor (g, slots, d), so a run of blocks
-reads as (g, t, d) without copying and grows in place while the block behind it is free
-(ADR 0002).
+same 64 slots in every layer and head: a run of blocks reads without copying, and grows in place
+while the block behind it is free (ADR 0002).
 """
 
 from __future__ import annotations
 
-import math
-import mmap
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from kvloom.errors import CapacityError
-from kvloom.ops import tiles
+from kvloom.kv.slots import Slots
 from kvloom.types import KVLayout, LayerSpec
 
 PAGE_SLOTS = 64
@@ -40,18 +36,14 @@ def blocks_for(num_slots: int) -> int:
 
 
 def block_bytes(layers: Sequence[LayerSpec], dtype: torch.dtype) -> int:
-    """Return the bytes of 64 slots in every layer and head."""
+    """Return the bytes of 64 slots in every layer and head, scales included."""
     slot_values = sum(layer.kv_heads * (layer.k_dim + layer.v_dim) for layer in layers)
-    return PAGE_SLOTS * slot_values * dtype.itemsize
+    slot_scales = sum(2 * layer.kv_heads for layer in layers) if dtype is torch.int8 else 0
+    return PAGE_SLOTS * (slot_values * dtype.itemsize + slot_scales * torch.float32.itemsize)
 
 
-class Pool:
-    """Key and value slots of all layers, with a reference count per block.
-
-    Attributes:
-        layout: `plain` rows for torch, or the `tiled` order of the compiled executor.
-        keys: per layer (g, slots, d), in the pool's layout.
-        values: per layer (g, slots, dv), in the pool's layout.
+class Pool(Slots):
+    """Slots with a reference count per block.
 
     Raises:
         CapacityError: the budget does not hold a single block.
@@ -65,8 +57,7 @@ class Pool:
         device: torch.device | str = "cpu",
         layout: KVLayout = "plain",
     ) -> None:
-        self.dtype = dtype
-        self.layout = layout
+        self.layers = tuple(layers)
         self.pages_per_block = sum(layer.kv_heads for layer in layers)
         self.block_bytes = block_bytes(layers, dtype)
         self.num_blocks = budget_bytes // self.block_bytes
@@ -75,13 +66,8 @@ class Pool:
                 f"The KV memory of {budget_bytes} bytes holds no block of {PAGE_SLOTS} tokens, "
                 f"which takes {self.block_bytes} bytes for this model; raise kv_memory."
             )
-        slots = self.num_blocks * PAGE_SLOTS
-        self.keys: list[Tensor] = [
-            _arena((layer.kv_heads, slots, layer.k_dim), dtype, device, layout) for layer in layers
-        ]
-        self.values: list[Tensor] = [
-            _arena((layer.kv_heads, slots, layer.v_dim), dtype, device, layout) for layer in layers
-        ]
+        own = Slots.empty(layers, self.num_blocks * PAGE_SLOTS, dtype, layout, device)
+        super().__init__(own.keys, own.values, layout, own.key_scales, own.value_scales)
         self._owners = np.zeros(self.num_blocks, dtype=np.int32)
         self._filled = np.zeros(self.num_blocks, dtype=np.int32)
         self.free_blocks = self.num_blocks
@@ -105,34 +91,6 @@ class Pool:
     def free_pages(self) -> int:
         """Pages that nobody owns."""
         return self.free_blocks * self.pages_per_block
-
-    def read(self, layer: int, first_slot: int, stop_slot: int) -> tuple[Tensor, Tensor]:
-        """Return keys (g, t, d) and values (g, t, dv) of neighbouring slots as plain rows.
-
-        They are views of a plain pool, and may be copies out of a tiled one.
-        """
-        if self.layout == "plain":
-            slots = slice(first_slot, stop_slot)
-            return self.keys[layer][:, slots], self.values[layer][:, slots]
-        start = first_slot // PAGE_SLOTS * PAGE_SLOTS
-        whole = slice(start, blocks_for(stop_slot) * PAGE_SLOTS)
-        wanted = slice(first_slot - start, stop_slot - start)
-        k = tiles.untile_keys(self.keys[layer][:, whole])
-        v = tiles.untile_values(self.values[layer][:, whole])
-        return k[:, wanted], v[:, wanted]
-
-    def write(self, layer: int, slots: slice | Tensor, k: Tensor, v: Tensor) -> None:
-        """Put keys (g, s, d) and values (g, s, dv) into their slots."""
-        if self.layout == "tiled":
-            index = torch.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots
-            tiles.put_keys(self.keys[layer], index, k)
-            tiles.put_values(self.values[layer], index, v)
-            return
-        for arena, fresh in ((self.keys[layer], k), (self.values[layer], v)):
-            if isinstance(slots, slice):
-                arena[:, slots] = fresh
-            else:
-                arena.index_copy_(1, slots, fresh.to(arena.dtype))
 
     def require(self, num_blocks: int) -> None:
         """Make sure that so many blocks are free, in any place.
@@ -221,16 +179,3 @@ class Pool:
         free = np.concatenate(([0], self._owners == 0, [0]))
         edges = np.flatnonzero(np.diff(free))
         return [Run(int(a), int(b - a)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
-
-
-def _arena(
-    shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device | str, layout: KVLayout
-) -> Tensor:
-    """Return memory that costs no resident page before it is written."""
-    if layout == "plain":
-        return torch.empty(shape, dtype=dtype, device=device)
-    # A tile is read whole, and what nobody wrote must be a number: fresh pages of the system are
-    # zeros. They also start at a multiple of a cache line.
-    nbytes = math.prod(shape) * dtype.itemsize
-    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(memory, dtype=torch.uint8).view(dtype).reshape(shape)

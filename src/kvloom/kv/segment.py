@@ -198,12 +198,12 @@ class PlainLayer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the slots' keys and values."""
-        dense = self.dense()
-        return dense.k.nbytes + dense.v.nbytes
+        """Bytes of the slots' keys and values, as they are kept."""
+        arenas = self.segment.pool.arenas(self.index)
+        return sum(x.nbytes // x.shape[1] for x in arenas) * (self.stop - self.start)
 
     def dense(self) -> KV:
-        """Return the slots' keys and values: views of a plain pool, copies out of a tiled one."""
+        """Return the slots' keys and values: see `Pool.read`."""
         segment = self.segment
         arrays = segment.arrays
         bias = None

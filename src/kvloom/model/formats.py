@@ -23,7 +23,8 @@ class FormatChoice:
             in the dtype of its weights.
         keep_codes: take a GGUF file's own codes where it has them.
         dtype: of the model where the seam runs it.
-        kv: dtype of keys and values on the lean runner.
+        kv: of keys and values on the lean runner; the seam keeps them in the dtype of its weights,
+            but for int8.
     """
 
     weights: WeightFormat | None
@@ -45,7 +46,8 @@ def choose_formats(
     Args:
         dtype: `float32` is the reference: no quantisation, fp32 KV, on the seam.
         quantization: `auto` keeps what the file holds, None dequantises.
-        kv_dtype: `auto` is bfloat16, beside fp32 weights float32.
+        kv_dtype: `auto` is bfloat16, beside fp32 weights float32; int8 goes with all but
+            `dtype="float32"`.
         stored: dtype of the stored weights, as safetensors names it.
         is_gguf: whether the model comes from a GGUF file.
 
@@ -61,7 +63,7 @@ def choose_formats(
             "leave one of them at auto.",
             param="quantization",
         )
-    reference = FormatChoice(None, False, dtype, "float32")
+    reference = FormatChoice(None, False, dtype, "int8" if kv_dtype == "int8" else "float32")
     if dtype == "float32":
         if kv_dtype not in {"auto", "float32"}:
             raise RequestError(
@@ -70,7 +72,7 @@ def choose_formats(
                 param="kv_dtype",
             )
         return reference
-    kv: WeightFormat = "float32" if kv_dtype == "float32" else "bfloat16"
+    kv: WeightFormat = "bfloat16" if kv_dtype == "auto" else kv_dtype
     if quantization in {"int8", "int4"}:
         return FormatChoice(quantization, is_gguf, "auto", kv)
     if dtype == "bfloat16":
@@ -82,7 +84,7 @@ def choose_formats(
         return FormatChoice("bfloat16", False, "auto", kv)
     if kv_dtype == "bfloat16":
         raise RequestError(
-            "this model's weights run as they are stored, with KV of the same dtype; "
+            "this model's weights run as they are stored, with KV of the same dtype or int8; "
             "ask for quantization='int8' or dtype='bfloat16' beside kv_dtype='bfloat16'.",
             param="kv_dtype",
         )

@@ -47,7 +47,7 @@ from kvloom.types import Forward, KVLayout, WeightFormat
 from kvloom.version import __version__
 
 logger = logging.getLogger(__name__)
-_TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +228,7 @@ def _on_lean(
         tokenizer=tokenizer,
         path=folder,
         passport=passport,
-        kv_dtype=_TORCH_DTYPES[choice.kv],
+        kv_dtype=_KV_DTYPES[choice.kv],
         layout=executor.layout,
         runner_name=f"lean, {executor.name}",
         runner_note="",
@@ -252,13 +252,15 @@ def _on_seam(
     runner = probe(loaded.model, max_positions=loaded.max_positions)
     pack_linears(loaded.model)
     name = str(loaded.dtype).removeprefix("torch.")
-    passport = make_passport(loaded.digests, runner.spec.layers, Formats(name, name, name))
+    kv_dtype = torch.int8 if choice.kv == "int8" else loaded.dtype
+    formats = Formats(name, name, str(kv_dtype).removeprefix("torch."))
+    passport = make_passport(loaded.digests, runner.spec.layers, formats)
     return OpenedModel(
         runner=runner,
         tokenizer=loaded.tokenizer,
         path=loaded.path,
         passport=passport,
-        kv_dtype=loaded.dtype,
+        kv_dtype=kv_dtype,
         layout="plain",
         runner_name="seam",
         runner_note=reason,

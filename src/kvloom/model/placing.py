@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from kvloom.kv.doc import KVDoc
@@ -61,12 +62,8 @@ def wanted_rows(rows: Sequence[Rows]) -> tuple[list[int], np.ndarray]:
 
 def split_logits(logits: Tensor, counts: Sequence[int]) -> StepOutput:
     """Give every entry its rows of the logits (rows, v)."""
-    parts: list[Tensor | None] = []
-    start = 0
-    for count in counts:
-        parts.append(logits[start : start + count] if count else None)
-        start += count
-    return StepOutput(tuple(parts))
+    parts = torch.split(logits, list(counts))  # in one call: slices would add up
+    return StepOutput(tuple(part if len(part) else None for part in parts))
 
 
 def _take_slots(doc: KVDoc, entry: Rows) -> np.ndarray:

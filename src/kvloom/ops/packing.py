@@ -171,12 +171,15 @@ def quantize_int4(weight: Float[Tensor, "n k"]) -> PackedWeight:
 def quantize(weight: Float[Tensor, "n k"], format: WeightFormat) -> PackedWeight:
     """Pack a matrix in a format.
 
-    A matrix that cannot be coded becomes bfloat16: its groups are not whole, or it holds values
-    that fp16 scales cannot reach.
+    A matrix that cannot be coded is kept as it is, in bfloat16 where that holds its values, else in
+    float32: its groups are not whole, or it holds values that fp16 scales cannot reach.
     """
-    if format in {"int8", "int4"} and can_be_coded(weight.shape[1]) and _fits_fp16(weight):
-        return quantize_int8(weight) if format == "int8" else quantize_int4(weight)
-    return pack_plain(weight, "float32" if format == "float32" else "bfloat16")
+    if format in {"int8", "int4"}:
+        if can_be_coded(weight.shape[1]) and _fits_fp16(weight):
+            return quantize_int8(weight) if format == "int8" else quantize_int4(weight)
+        exact = torch.equal(weight.to(torch.bfloat16).float(), weight.float())
+        format = "bfloat16" if exact else "float32"
+    return pack_plain(weight, format)
 
 
 def _fits_fp16(weight: Tensor) -> bool:

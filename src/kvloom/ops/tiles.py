@@ -1,9 +1,9 @@
 """Tiles: the order in which a compiled executor keeps keys and values, and the way back.
 
-Knows: a tile of 64 slots of one head, in fp32 and bfloat16.
-Does not know: who writes or reads an arena.
+Knows: a tile of 64 slots of one head, in fp32, bfloat16 and int8 codes.
+Does not know: who writes or reads an arena, or what codes stand for.
 
-A tile takes the bytes of 64 plain rows. Where `pair` is 2 for bfloat16 and 1 for fp32:
+A tile takes the bytes of 64 plain rows. Where `pair` is 1 for fp32 and 2 for what is smaller:
 
 - keys: `[dims / pair][64 slots][pair]`, so that one dimension of 64 slots is one load;
 - values: `[64 slots / pair][dims][pair]`.
@@ -14,14 +14,14 @@ Rows are put into their place when they are appended: nothing is re-ordered late
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Num
 from torch import Tensor
 
 TILE = 64
 """Slots of a tile."""
 
 
-def untile_keys(arena: Float[Tensor, "g t d"]) -> Float[Tensor, "g t d"]:
+def untile_keys(arena: Num[Tensor, "g t d"]) -> Num[Tensor, "g t d"]:
     """Return whole tiles of keys as plain rows."""
     g, t, d = arena.shape
     pair = _pair(arena)
@@ -30,7 +30,7 @@ def untile_keys(arena: Float[Tensor, "g t d"]) -> Float[Tensor, "g t d"]:
     return tiles.transpose(2, 3).reshape(g, t, d).contiguous()
 
 
-def untile_values(arena: Float[Tensor, "g t d"]) -> Float[Tensor, "g t d"]:
+def untile_values(arena: Num[Tensor, "g t d"]) -> Num[Tensor, "g t d"]:
     """Return whole tiles of values as plain rows."""
     g, t, d = arena.shape
     pair = _pair(arena)
@@ -38,7 +38,7 @@ def untile_values(arena: Float[Tensor, "g t d"]) -> Float[Tensor, "g t d"]:
 
 
 def put_keys(
-    arena: Float[Tensor, "g t d"], slots: Int[Tensor, " s"], rows: Float[Tensor, "g s d"]
+    arena: Num[Tensor, "g t d"], slots: Int[Tensor, " s"], rows: Num[Tensor, "g s d"]
 ) -> None:
     """Write rows of keys into the slots of a tiled arena."""
     g, t, d = arena.shape
@@ -51,7 +51,7 @@ def put_keys(
 
 
 def put_values(
-    arena: Float[Tensor, "g t d"], slots: Int[Tensor, " s"], rows: Float[Tensor, "g s d"]
+    arena: Num[Tensor, "g t d"], slots: Int[Tensor, " s"], rows: Num[Tensor, "g s d"]
 ) -> None:
     """Write rows of values into the slots of a tiled arena."""
     g, t, d = arena.shape
@@ -61,4 +61,4 @@ def put_values(
 
 
 def _pair(arena: Tensor) -> int:
-    return 2 if arena.dtype in {torch.bfloat16, torch.float16} else 1
+    return 1 if arena.dtype is torch.float32 else 2

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rapidfuzz.distance import Levenshtein
-
 MIN_KEPT = 4
 """Fewer equal tokens between two hunks are replaced too: each hunk is a step of its own."""
 
@@ -30,6 +28,8 @@ def hunks(old: Sequence[int], new: Sequence[int], min_kept: int = MIN_KEPT) -> l
     Source: Hyyrö (2003), bit-parallel edit distance, as rapidfuzz has it; with `min_kept` of 1
     the fewest tokens are inserted, deleted or replaced.
     """
+    from rapidfuzz.distance import Levenshtein  # few runs edit a text
+
     found: list[Hunk] = []
     for op in Levenshtein.opcodes(old, new):
         if op.tag == "equal":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, Protocol
 
-Admission = Literal["admitted", "no room", "wait for a prefix"]
+Admission = Literal["admitted", "no room", "wait for a prefix", "wait for the store"]
 
 
 class JobState(Enum):

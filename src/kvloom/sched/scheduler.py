@@ -140,7 +140,7 @@ class Scheduler:
             verdict = self._memory.admit(job)
             if verdict == "no room":
                 return
-            if verdict == "wait for a prefix":
+            if verdict != "admitted":
                 continue
             self.waiting.remove(job)
             self.start(job)

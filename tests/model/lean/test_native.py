@@ -27,7 +27,7 @@ from kvloom.model.lean.runner import LeanRunner
 from kvloom.ops.decoder import Decoder, DecoderLayer, Norm
 from kvloom.ops.native.library import NativeLibrary
 from kvloom.types import LayerSpec, ModelSpec, Rows, WeightFormat
-from tests.kv.worlds import HALF, TAIL, Deed, World, layer_spec, small_pool
+from tests.kv.worlds import GARBAGE, HALF, TAIL, Deed, World, layer_spec, littered
 from tests.model.lean.decoders import pack
 from tests.model.running import ROOT, assert_same
 from tests.tolerances import TOLERANCE
@@ -118,10 +118,12 @@ class TiledWorld(World):
     """A world on a tiled pool, littered with numbers that show if they are read."""
 
     dtype = torch.float32
+    litter = GARBAGE
 
     def __init__(self, seed: int, layers: Sequence[LayerSpec], blocks: int = 40) -> None:
         super().__init__(seed, layers, blocks)
-        self.pool = small_pool(blocks, layers, self.dtype, "tiled")
+        size = blocks * block_bytes(layers, self.dtype)
+        self.pool = littered(Pool(layers, size, self.dtype, layout="tiled"), self.litter)
 
 
 deeds = st.lists(
@@ -203,12 +205,20 @@ class HalfWorld(TiledWorld):
     dtype = torch.bfloat16
 
 
+class CodedWorld(TiledWorld):
+    """Here even the scales of slots that hold nothing are no numbers."""
+
+    dtype = torch.int8
+    litter = torch.nan
+
+
+@pytest.mark.parametrize(("kind", "near"), [(HalfWorld, "bfloat16"), (CodedWorld, "int8 KV")])
 @settings(max_examples=10)
 @given(seed=st.integers(0, 2**16), done=deeds, wanted=kinds)
-def test_half_precision_slots_are_as_near_as_their_rounding(library, seed, done, wanted):
-    expected, _ = run_world(TorchExecutor(mixed(), "tiled"), HalfWorld, seed, done, wanted)
-    found, _ = run_world(NativeExecutor(mixed(), library), HalfWorld, seed, done, wanted)
-    close(found, expected, TOLERANCE["bfloat16"]["logits"])
+def test_coarser_slots_are_as_near_as_their_rounding(library, kind, near, seed, done, wanted):
+    expected, _ = run_world(TorchExecutor(mixed(), "tiled"), kind, seed, done, wanted)
+    found, _ = run_world(NativeExecutor(mixed(), library), kind, seed, done, wanted)
+    close(found, expected, TOLERANCE[near]["logits"])
 
 
 @settings(max_examples=10)
@@ -287,7 +297,7 @@ def test_coded_weights_equal_their_twin(library: NativeLibrary, format: WeightFo
         assert share <= TOLERANCE[format]["twin logits"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize("format", ["float32", "bfloat16", "int8", "int4"])
 def test_threads_change_no_bit(
     library: NativeLibrary, format: WeightFormat, dtype: torch.dtype
@@ -307,8 +317,9 @@ def test_threads_change_no_bit(
 def test_one_executor_works_on_several_pools(library: NativeLibrary) -> None:
     executor = NativeExecutor(mixed(), library)
     expected = Text(TorchExecutor(mixed())).run()
-    texts = [Text(executor), Text(executor, torch.bfloat16), Text(executor)]
-    kinds = ("float32", "bfloat16", "float32")
+    dtypes = (torch.float32, torch.bfloat16, torch.int8, torch.float32)
+    texts = [Text(executor, dtype) for dtype in dtypes]
+    kinds = ("float32", "bfloat16", "int8 KV", "float32")
     for text, kind in zip(texts, kinds, strict=True):
         for x, y in zip(text.run(), expected, strict=True):
             assert_same(x, y, kind)
@@ -332,19 +343,34 @@ def changed(**facts: Any) -> Decoder:
     ],
 )
 def test_what_it_cannot_do_is_said(facts: dict[str, Any], words: str) -> None:
-    assert native_obstacle(mixed(), torch.float32) is None
-    assert native_obstacle(mixed(), torch.bfloat16) is None
+    for dtype in (torch.float32, torch.bfloat16, torch.int8):
+        assert native_obstacle(mixed(), dtype) is None
     assert "KV in torch.float16" in str(native_obstacle(mixed(), torch.float16))
     assert words in str(native_obstacle(changed(**facts), torch.float32))
 
 
-def test_coded_beside_plain_matrices_are_an_obstacle() -> None:
-    first, coded = mixed().layers[0], mixed("int8").layers[0]
-    for parts in ({"k": coded.k}, {"up": coded.up}):
+@pytest.mark.parametrize(("format", "form"), [("int8", "coded"), ("bfloat16", "bfloat16")])
+def test_products_of_several_forms_are_an_obstacle(format: WeightFormat, form: str) -> None:
+    first, other = mixed().layers[0], mixed(format).layers[0]
+    for parts in ({"k": other.k}, {"up": other.up}):
         decoder = replace(mixed(), layers=(replace(first, **parts),))
-        assert "coded beside plain" in str(native_obstacle(decoder, torch.float32))
-    decoder = replace(mixed(), layers=(replace(first, output=coded.output, down=coded.down),))
-    assert native_obstacle(decoder, torch.float32) is None
+        assert f"{form} beside float32" in str(native_obstacle(decoder, torch.float32))
+    assert native_obstacle(replace(mixed(), layers=(between(first, other),)), torch.float32) is None
+
+
+def between(first: DecoderLayer, other: DecoderLayer) -> DecoderLayer:
+    """Return a layer with two matrices of another."""
+    return replace(first, output=other.output, down=other.down)
+
+
+@pytest.mark.parametrize("format", ["float32", "bfloat16"])
+def test_coded_and_plain_products_go_together(library: NativeLibrary, format: WeightFormat) -> None:
+    pairs = zip(mixed("int8").layers, mixed(format).layers, strict=True)
+    layers = tuple(between(*pair) for pair in pairs)
+    decoder = replace(mixed("int8"), layers=layers, head=mixed(format).head)
+    expected = Text(TorchExecutor(decoder)).run()
+    for x, y in zip(Text(NativeExecutor(decoder, library)).run(), expected, strict=True):
+        assert float((x - y).norm() / y.norm()) <= TOLERANCE["int8"]["twin logits"]
 
 
 def test_a_plain_pool_is_refused(library: NativeLibrary) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kvloom.model.lean.pack import GgufCodes, Packer, decode_blocks
 from kvloom.ops.packing import unpack
+from kvloom.types import WeightFormat
 
 KINDS = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
 Type = gguf.GGMLQuantizationType
@@ -192,7 +193,9 @@ def test_a_packer_without_codes_rounds_all(blocks: dict[str, np.ndarray]) -> Non
     assert (packer.exact, dict(packer.rounded)) == (0, {"int4": 1})
 
 
-def test_a_matrix_that_cannot_be_coded_is_counted_as_what_it_became() -> None:
-    packer = Packer("int8")
-    assert packer(torch.randn(4, 33)).format == "bfloat16"
-    assert dict(packer.rounded) == {"bfloat16": 1}
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_a_matrix_that_cannot_be_coded_is_exact(format: WeightFormat) -> None:
+    packer, matrix = Packer(format), torch.randn(4, 33)
+    assert packer(matrix).format == "float32"
+    assert packer(matrix.to(torch.bfloat16).float()).format == "bfloat16"
+    assert (packer.exact, dict(packer.rounded)) == (2, {})

@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kvloom.kv.pool import PAGE_SLOTS, Pool, block_bytes
 from kvloom.ops import rope as rope_module
 from kvloom.ops import rows
 from kvloom.ops.decoder import Norm
 from kvloom.ops.native.kernels import Kernels, aligned
 from kvloom.ops.native.library import LIBRARY_FOLDER, load_library
 from kvloom.ops.packing import GROUP, PackedWeight, quantize, unpack
-from kvloom.types import Rope
+from kvloom.types import LayerSpec, Rope
 from tests.ops.matrices import (
     FORMATS,
     KINDS,
@@ -200,6 +201,66 @@ def test_rotation(library, layout, pairs, first, behind, heads, pos, seed):
     expected = rope_module.rotate(x.transpose(0, 1), cos, sin, rope).transpose(0, 1)
     torch.testing.assert_close(out, expected, rtol=0, atol=TOLERANCE["float32"]["rotation"])
     assert torch.equal(x, before), "the input was written to"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@given(
+    slots=st.lists(st.integers(0, 2 * PAGE_SLOTS - 1), min_size=1, max_size=6, unique=True),
+    kinds=st.lists(st.sampled_from([*KINDS, "nan", "infinite"]), min_size=1, max_size=6),
+    heads=st.integers(1, 3),
+    dims=st.sampled_from([(2, 16), (16, 32), (40, 48), (256, 256)]),
+    seed=seeds,
+)
+def test_keys_and_values_are_put_bit_for_bit(library, dtype, slots, kinds, heads, dims, seed):
+    k, v = (broken_rows(kinds, heads * len(slots), d, seed).reshape(-1, heads, d) for d in dims)
+    pool, expected = (tiled_pool(heads, dims, dtype) for _ in range(2))
+    Kernels(library, 1).put(pool.arenas(0), torch.tensor(slots), k, v)
+    expected.write(0, torch.tensor(slots), k.transpose(0, 1), v.transpose(0, 1))
+    for found, wanted in zip(pool.arenas(0), expected.arenas(0), strict=True):
+        number = ~(found.isnan() & wanted.isnan())  # a NaN may be any
+        assert torch.equal(found[number], wanted[number])
+        assert torch.equal(found.signbit()[number], wanted.signbit()[number])
+
+
+def broken_rows(kinds: list[str], count: int, width: int, seed: int) -> Tensor:
+    """Return rows of these kinds in turn, of which some hold what is no finite number."""
+    found = []
+    for row in range(count):
+        kind = kinds[row % len(kinds)]
+        found.append(values("plain" if kind in BROKEN else kind, 1, width, seed + row))
+        if kind in BROKEN:
+            found[-1][0, seed % width] = BROKEN[kind]
+    return torch.cat(found)
+
+
+BROKEN = {"nan": torch.nan, "infinite": -torch.inf}
+
+
+def tiled_pool(heads: int, dims: tuple[int, int], dtype: torch.dtype) -> Pool:
+    """Return a pool of one layer and two tiles."""
+    spec = LayerSpec(0, heads, heads, *dims, None)
+    return Pool([spec], 2 * block_bytes([spec], dtype), dtype, layout="tiled")
+
+
+def test_rows_that_do_not_fit_an_arena_are_not_put(library, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    arenas, put = tiled_pool(2, (8, 16), torch.int8).arenas(0), Kernels(library, 1).put
+    k, v, slots = torch.ones(3, 2, 8), torch.ones(3, 2, 16), torch.arange(3)
+    put(arenas, slots, k, v)
+    before = [arena.clone() for arena in arenas]
+    for error, arguments in (
+        (IndexError, (arenas, slots - 1, k, v)),
+        (IndexError, (arenas, slots + 2 * PAGE_SLOTS - 2, k, v)),
+        (ValueError, (arenas, slots, k[:2], v)),
+        (ValueError, (arenas, slots, v, v)),
+        (ValueError, (arenas[:3], slots, k, v)),
+        (ValueError, (arenas[:2], slots, k, v)),
+        (ValueError, ((*arenas[:2], arenas[2][:, :64], arenas[3]), slots, k, v)),
+        (TypeError, ((*arenas[:2], arenas[2].double(), arenas[3]), slots, k, v)),
+    ):
+        with pytest.raises(error):
+            put(*arguments)
+    assert all(torch.equal(x, y) for x, y in zip(before, arenas, strict=True))
 
 
 def test_other_dtypes_and_layouts_are_refused(library):

@@ -98,8 +98,7 @@ class TorchExecutor:
                 write(plan, layer.spec.index, k, v)
                 if step.observe is not None:
                     step.observe.observe(layer.spec.index, q, k, v)
-                q = q.to(plan.pool.dtype)
-                return fold(plan, layer.spec, q, scale=layer.scale, sink=layer.sinks).float()
+                return fold(plan, layer.spec, q, scale=layer.scale, sink=layer.sinks)
 
             x = run_layer(layer, x, plan.pos, attend, self._multiply)
         if step.hidden is not None:

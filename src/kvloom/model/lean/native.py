@@ -33,7 +33,7 @@ from kvloom.ops.native.kernels import (
 )
 from kvloom.ops.native.library import NativeLibrary
 from kvloom.ops.rope import shift_table
-from kvloom.types import KVLayout, Rope
+from kvloom.types import KVLayout, Rope, WeightFormat
 
 MAX_QUERIES = 96
 """Query vectors that the kernel takes at most: rows times the heads of one KV head."""
@@ -43,7 +43,7 @@ MAX_DIM = 256
 """Largest head that the kernel takes."""
 # Pointers and numbers of a piece all take eight bytes.
 _PIECE = np.dtype([(field[0], np.int64) for field in abi.Piece._fields_])
-_KV_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_KV_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,16 @@ def native_obstacle(decoder: Decoder, kv_dtype: torch.dtype) -> str | None:
             return f"heads of {spec.k_dim} and {spec.v_dim} dimensions"
         if spec.heads // spec.kv_heads > MAX_QUERIES:
             return f"{spec.heads // spec.kv_heads} heads on one KV head"
-        formats = [weight.format in {"int4", "int8"} for weight in (layer.q, layer.k, layer.v)]
-        inner = [w.format in {"int4", "int8"} for w in (layer.gate, layer.up) if w is not None]
-        if len(set(formats)) > 1 or len(set(inner)) > 1:
-            return "coded beside plain matrices in one product"
+        for weights in ((layer.q, layer.k, layer.v), (layer.gate or layer.up, layer.up)):
+            forms = {_row_form(weight.format) for weight in weights}
+            if len(forms) > 1:
+                return f"{' beside '.join(sorted(forms))} matrices in one product"
     return None
+
+
+def _row_form(format: WeightFormat) -> str:
+    """Return the form in which a product reads rows; its matrices must agree on it."""
+    return "coded" if format in {"int4", "int8"} else format
 
 
 class NativeExecutor:
@@ -237,6 +242,8 @@ class NativeExecutor:
 
     def _layer_struct(self, layer: DecoderLayer, pool: Pool) -> abi.Layer:
         spec = layer.spec
+        keys, values, *scales = pool.arenas(spec.index)
+        key_scales, value_scales = scales or (None, None)
         return abi.Layer(
             input_norm=norm_struct(layer.input_norm),
             q_norm=norm_struct(layer.q_norm),
@@ -262,8 +269,10 @@ class NativeExecutor:
             softcap=spec.softcap or 0.0,
             residual_scale=layer.residual_scale,
             sinks=pointer(layer.sinks),
-            keys=pointer(pool.keys[spec.index], pool.dtype),
-            values=pointer(pool.values[spec.index], pool.dtype),
+            keys=pointer(keys, pool.dtype),
+            values=pointer(values, pool.dtype),
+            key_scales=pointer(key_scales),
+            value_scales=pointer(value_scales),
         )
 
 

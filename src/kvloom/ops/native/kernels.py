@@ -227,6 +227,50 @@ class Kernels:
         self._call("kvloom_embed")(struct, ids, len(tokens), scale, pointer(out))
         return out
 
+    def put(
+        self,
+        arenas: tuple[Tensor, ...],
+        slots: Int[Tensor, " s"],
+        k: Float[Tensor, "s g d"],
+        v: Float[Tensor, "s g dv"],
+    ) -> None:
+        """Write rotated keys and values into a layer's tiles, as `Pool.write` does.
+
+        Args:
+            arenas: keys (g, slots, d), values (g, slots, dv), and fp32 scales (g, slots) of codes.
+            slots: where the rows go.
+            k: keys.
+            v: values.
+
+        Raises:
+            IndexError: a slot is outside of the arenas.
+            ValueError: the rows do not fit the arenas.
+        """
+        keys, values, *scales = arenas
+        for rows, arena in ((k, keys), (v, values)):
+            if rows.shape != (len(slots), arena.shape[0], arena.shape[2]):
+                raise ValueError(f"rows of shape {tuple(rows.shape)} for {tuple(arena.shape)}")
+        wanted = [keys.shape[:2]] * (2 if keys.dtype is torch.int8 else 0)
+        if [part.shape for part in scales] != wanted:
+            raise ValueError(f"{len(scales)} arenas of scales do not fit {keys.dtype}")
+        if len(slots) and not 0 <= int(slots.min()) <= int(slots.max()) < keys.shape[1]:
+            raise IndexError(f"slots outside of 0 to {keys.shape[1] - 1}")
+        key_scales, value_scales = scales or (None, None)
+        layer = abi.Layer(
+            kv_heads=keys.shape[0],
+            k_dim=keys.shape[2],
+            v_dim=values.shape[2],
+            keys=pointer(keys, keys.dtype),
+            values=pointer(values, keys.dtype),
+            key_scales=pointer(key_scales),
+            value_scales=pointer(value_scales),
+        )
+        place = pointer(slots, torch.int64)
+        format = abi.FORMATS[str(keys.dtype).removeprefix("torch.")]
+        self._call("kvloom_put")(
+            ctypes.byref(layer), format, keys.shape[1], place, len(slots), pointer(k), pointer(v)
+        )
+
     def rotate(
         self,
         x: Float[Tensor, "s h d"],

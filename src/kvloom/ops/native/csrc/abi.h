@@ -5,7 +5,7 @@
 #pragma once
 #include <cstdint>
 
-#define KVLOOM_ABI 1
+#define KVLOOM_ABI 2
 
 enum Format : int32_t { FORMAT_F32 = 0, FORMAT_BF16 = 1, FORMAT_INT8 = 2, FORMAT_INT4 = 3 };
 enum NormKind : int32_t { NORM_NONE = 0, NORM_RMS = 1, NORM_LAYER = 2 };
@@ -58,12 +58,14 @@ struct Layer {
     const float *sinks;  // per head, or null
     void *keys;          // arena of the layer (kv_heads, slots, k_dim) in tiles of 64 slots
     void *values;
+    float *key_scales;  // int8 only: per head and slot
+    float *value_scales;
 };
 
 struct Model {
     int32_t num_layers;
     int32_t hidden;
-    int32_t kv_format;  // FORMAT_F32 or FORMAT_BF16
+    int32_t kv_format;  // FORMAT_F32, FORMAT_BF16 or FORMAT_INT8
     int32_t reserved;
     int64_t slots;  // of the arena
     const Layer *layers;

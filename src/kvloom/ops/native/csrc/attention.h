@@ -12,7 +12,13 @@
 
 static const int TILE = 64;
 static const int MAX_QUERIES = 96;  // query vectors of an item: rows times heads of one KV head
-static const int MAX_DIM = 256;
+
+INLINE Arena keys_of(const Layer &layer, int32_t format, int64_t slots) {
+    return Arena{layer.keys, layer.key_scales, format, layer.k_dim, slots};
+}
+INLINE Arena values_of(const Layer &layer, int32_t format, int64_t slots) {
+    return Arena{layer.values, layer.value_scales, format, layer.v_dim, slots};
+}
 
 struct Heads {
     const Layer *layer;
@@ -33,6 +39,16 @@ struct Running {
     float most[MAX_QUERIES];
     float total[MAX_QUERIES];
     int64_t pos[MAX_QUERIES];
+    alignas(64) uint16_t keys[TILE * MAX_DIM];  // of int8 arenas: the codes of the tile at hand
+    alignas(64) uint16_t values[TILE * MAX_DIM];
+};
+
+// A tile of one head as the products read it.
+struct Tile {
+    const void *keys;
+    const void *values;
+    const float *key_scales;  // int8 only: the codes stand here as bfloat16
+    const float *value_scales;
 };
 
 // Scales a query and puts it where the products read it, in the format of the keys.
@@ -112,16 +128,21 @@ static void describe_tile(const Piece &piece, int64_t tile, TileSlots &slots) {
 }
 
 // One tile for ROWS query vectors.
-template <int ROWS, bool F32>
-static void attend_tile(const Layer &layer, const void *keys, const void *values,
-                        const TileSlots &slots, int first, Running &run) {
+template <int ROWS, int32_t FORMAT>
+static void attend_tile(const Layer &layer, const Tile &tile, const TileSlots &slots, int first, Running &run) {
+    constexpr bool F32 = FORMAT == FORMAT_F32, CODED = FORMAT == FORMAT_INT8;
     Floats s[ROWS][4] = {};
     if (F32)
-        multiply_floats<ROWS, 4>(s, run.q + first * layer.k_dim, layer.k_dim, (const float *)keys, TILE,
+        multiply_floats<ROWS, 4>(s, run.q + first * layer.k_dim, layer.k_dim, (const float *)tile.keys, TILE,
                                  layer.k_dim);
     else
         multiply_pairs<ROWS, 4>(s, (const uint32_t *)run.q + first * (layer.k_dim / 2),
-                                layer.k_dim / 2, (const uint32_t *)keys, TILE, layer.k_dim / 2);
+                                layer.k_dim / 2, (const uint32_t *)tile.keys, TILE, layer.k_dim / 2);
+    if (CODED)
+        for (int v = 0; v < 4; v++) {
+            const Floats scales = load<Floats>(tile.key_scales + v * LANES);
+            for (int r = 0; r < ROWS; r++) s[r][v] = product(s[r][v], scales);
+        }
     alignas(64) float weights[ROWS * TILE];
     uint32_t *pairs = (uint32_t *)weights;
     for (int r = 0; r < ROWS; r++) {
@@ -149,8 +170,13 @@ static void attend_tile(const Layer &layer, const void *keys, const void *values
         for (int v = 0; v < 4; v++) {
             Floats p = F32 ? exponential(difference(s[r][v], splat(most))) : exponential_coarse(difference(s[r][v], splat(most)));
             if (!plain) p *= visible[v];
-            if (!F32) p = as_floats(round_bf16(p));
+            if (FORMAT == FORMAT_BF16) p = as_floats(round_bf16(p));
             sums += p;
+            if (CODED) {  // weights of what is hidden stay zeros, whatever its scale may be
+                p = product(p, load<Floats>(tile.value_scales + v * LANES));
+                if (!plain) p = chosen(is_below(splat(0.0f), visible[v]), p, splat(0.0f));
+                p = as_floats(round_bf16(p));
+            }
             if (F32) {
                 store(weights + r * TILE + v * LANES, p);
             } else {
@@ -172,9 +198,9 @@ static void attend_tile(const Layer &layer, const void *keys, const void *values
             for (int r = 0; r < ROWS; r++)
                 UNROLL for (int v = 0; v < 4; v++) o[r][v] = load<Floats>(run.o + (first + r) * layer.v_dim + d + v * LANES);
             if (F32)
-                multiply_floats<ROWS, 4>(o, weights, TILE, (const float *)values + d, layer.v_dim, TILE);
+                multiply_floats<ROWS, 4>(o, weights, TILE, (const float *)tile.values + d, layer.v_dim, TILE);
             else
-                multiply_pairs<ROWS, 4>(o, pairs, TILE / 2, (const uint32_t *)values + d, layer.v_dim, TILE / 2);
+                multiply_pairs<ROWS, 4>(o, pairs, TILE / 2, (const uint32_t *)tile.values + d, layer.v_dim, TILE / 2);
             for (int r = 0; r < ROWS; r++)
                 UNROLL for (int v = 0; v < 4; v++) store(run.o + (first + r) * layer.v_dim + d + v * LANES, o[r][v]);
             d += 2 * LANES;
@@ -184,19 +210,33 @@ static void attend_tile(const Layer &layer, const void *keys, const void *values
             Floats o[ROWS][1];
             for (int r = 0; r < ROWS; r++) o[r][0] = load<Floats>(run.o + (first + r) * layer.v_dim + e);
             if (F32)
-                multiply_floats<ROWS, 1>(o, weights, TILE, (const float *)values + e, layer.v_dim, TILE);
+                multiply_floats<ROWS, 1>(o, weights, TILE, (const float *)tile.values + e, layer.v_dim, TILE);
             else
-                multiply_pairs<ROWS, 1>(o, pairs, TILE / 2, (const uint32_t *)values + e, layer.v_dim, TILE / 2);
+                multiply_pairs<ROWS, 1>(o, pairs, TILE / 2, (const uint32_t *)tile.values + e, layer.v_dim, TILE / 2);
             for (int r = 0; r < ROWS; r++) store(run.o + (first + r) * layer.v_dim + e, o[r][0]);
         }
     }
 }
 
-template <int ROWS, bool F32>
-INLINE void attend_rows(const Layer &layer, const void *keys, const void *values,
-                        const TileSlots &slots, int first, int count, Running &run) {
-    if (count == ROWS) attend_tile<ROWS, F32>(layer, keys, values, slots, first, run);
-    else if constexpr (ROWS > 1) attend_rows<ROWS - 1, F32>(layer, keys, values, slots, first, count, run);
+template <int ROWS, int32_t FORMAT>
+INLINE void attend_rows(const Layer &layer, const Tile &tile, const TileSlots &slots, int first, int count,
+                        Running &run) {
+    if (count == ROWS) attend_tile<ROWS, FORMAT>(layer, tile, slots, first, run);
+    else if constexpr (ROWS > 1) attend_rows<ROWS - 1, FORMAT>(layer, tile, slots, first, count, run);
+}
+
+// Finds a tile of a head; codes are turned into bfloat16 once, for all queries.
+static Tile tile_of(const Heads &at, int head, int64_t number, Running &run) {
+    const Layer &layer = *at.layer;
+    const int64_t slot = (int64_t)head * at.slots + number * TILE;
+    const int64_t key = slot * layer.k_dim, value = slot * layer.v_dim;
+    if (at.kv_format == FORMAT_F32)
+        return Tile{(const float *)layer.keys + key, (const float *)layer.values + value, nullptr, nullptr};
+    if (at.kv_format == FORMAT_BF16)
+        return Tile{(const uint16_t *)layer.keys + key, (const uint16_t *)layer.values + value, nullptr, nullptr};
+    codes_to_bf16((const int8_t *)layer.keys + key, TILE * layer.k_dim, run.keys);
+    codes_to_bf16((const int8_t *)layer.values + value, TILE * layer.v_dim, run.values);
+    return Tile{run.keys, run.values, layer.key_scales + slot, layer.value_scales + slot};
 }
 
 static void attend_piece(const Heads &at, const Piece &piece, int head, int queries, Running &run) {
@@ -206,15 +246,12 @@ static void attend_piece(const Heads &at, const Piece &piece, int head, int quer
         low = run.pos[i] < low ? run.pos[i] : low;
         high = run.pos[i] > high ? run.pos[i] : high;
     }
-    const int size = at.kv_format == FORMAT_F32 ? 4 : 2;
-    for (int64_t tile = piece.first_slot / TILE; tile * TILE < piece.stop_slot; tile++) {
+    for (int64_t number = piece.first_slot / TILE; number * TILE < piece.stop_slot; number++) {
         TileSlots slots;
-        describe_tile(piece, tile, slots);
+        describe_tile(piece, number, slots);
         if (slots.low > high && !piece.pos) break;  // later tiles stand further on
         if (layer.window && !piece.pos && slots.high <= low - layer.window) continue;
-        const int64_t place = (int64_t)head * at.slots + tile * TILE;
-        const char *keys = (const char *)layer.keys + place * layer.k_dim * size;
-        const char *values = (const char *)layer.values + place * layer.v_dim * size;
+        const Tile tile = tile_of(at, head, number, run);
         for (int first = 0; first < queries; first += PLAIN_ROWS) {
             const int count = queries - first < PLAIN_ROWS ? queries - first : PLAIN_ROWS;
             if (!piece.pos) {  // rows that see nothing of the tile are passed over
@@ -223,9 +260,11 @@ static void attend_piece(const Heads &at, const Piece &piece, int head, int quer
                 if (slots.low > newest) continue;
             }
             if (at.kv_format == FORMAT_F32)
-                attend_rows<PLAIN_ROWS, true>(layer, keys, values, slots, first, count, run);
+                attend_rows<PLAIN_ROWS, FORMAT_F32>(layer, tile, slots, first, count, run);
+            else if (at.kv_format == FORMAT_BF16)
+                attend_rows<PLAIN_ROWS, FORMAT_BF16>(layer, tile, slots, first, count, run);
             else
-                attend_rows<PLAIN_ROWS, false>(layer, keys, values, slots, first, count, run);
+                attend_rows<PLAIN_ROWS, FORMAT_INT8>(layer, tile, slots, first, count, run);
         }
     }
 }

@@ -99,11 +99,12 @@ EXPORT void kvloom_embed(const Weight *weight, const int64_t *tokens, int64_t ro
 // Puts rotated keys and values, (rows, kv_heads, dim), into the arena of a layer.
 EXPORT void kvloom_put(const Layer *layer, int32_t kv_format, int64_t slots, const int64_t *write_slots, int64_t rows,
                        const float *k, const float *v) {
+    const Arena keys = keys_of(*layer, kv_format, slots), values = values_of(*layer, kv_format, slots);
     for (int64_t row = 0; row < rows; row++)
         for (int head = 0; head < layer->kv_heads; head++) {
             const int64_t place = row * layer->kv_heads + head;
-            put_key(layer->keys, kv_format, slots, head, write_slots[row], k + place * layer->k_dim, layer->k_dim);
-            put_value(layer->values, kv_format, slots, head, write_slots[row], v + place * layer->v_dim, layer->v_dim);
+            put_key(keys, head, write_slots[row], k + place * layer->k_dim);
+            put_value(values, head, write_slots[row], v + place * layer->v_dim);
         }
 }
 

@@ -7,6 +7,7 @@
 #include "simd.h"
 
 static const int GROUP = 32;  // inputs that share a scale
+static const int MAX_DIM = 256;  // of a head
 
 // Rows as the products read them; one of the three forms is filled, as the weights ask.
 struct Operand {
@@ -145,30 +146,69 @@ static void rotate_head(const RopeTable &rope, int64_t row, float *x) {
     }
 }
 
-// Writes one key or value row into its tile of 64 slots; see `packing.py` for the order.
-static void put_key(void *arena, int32_t format, int64_t slots, int head, int64_t slot,
-                    const float *x, int dims) {
-    const int64_t tile = ((int64_t)head * slots + (slot & ~63LL)) * dims;
-    const int lane = (int)(slot & 63);
-    if (format == FORMAT_F32) {
-        float *keys = (float *)arena + tile;
-        for (int i = 0; i < dims; i++) keys[i * 64 + lane] = x[i];
-        return;
+// Rounds a row to int8, the largest magnitude to 127, ties to even, and returns its scale; the same
+// bits at every level. What is no finite number becomes the scale. `codes` has room for whole vectors.
+static float code_row(const float *x, int dims, int8_t *codes) {
+    const float magic = 12582912.0f;  // rounds to the nearest integer
+    Floats rest = {};
+    const int whole = dims / LANES * LANES;
+    std::memcpy(&rest, x + whole, sizeof(float) * (dims - whole));
+    Ints magnitudes = (Ints)as_words(rest) & 0x7fffffff;
+    for (int i = 0; i < whole; i += LANES)
+        magnitudes = larger_int(magnitudes, (Ints)as_words(load<Floats>(x + i)) & 0x7fffffff);
+    const float most = largest_magnitude(as_floats((Words)magnitudes), Floats{});
+    const float scale = most < 1e-35f ? 0.0f : most / 127.0f;  // of less it would not be normal
+    if (!(scale > 0.0f && scale < INFINITY)) {
+        std::memset(codes, 0, dims);
+        return scale;
     }
-    uint32_t *keys = (uint32_t *)((uint16_t *)arena + tile);
-    for (int i = 0; i < dims / 2; i++) keys[i * 64 + lane] = bf16_pair(x[2 * i], x[2 * i + 1]);
+    // A quotient is rounded once everywhere; a product might be fused with the sum.
+    for (int i = 0; i < dims; i += LANES) {
+        const Floats v = quotient(i < whole ? load<Floats>(x + i) : rest, splat(scale));
+        store(codes + i, to_smalls(to_ints(difference(difference(v, splat(-magic)), splat(magic)))));
+    }
+    return scale;
 }
 
-static void put_value(void *arena, int32_t format, int64_t slots, int head, int64_t slot,
-                      const float *x, int dims) {
-    const int64_t tile = ((int64_t)head * slots + (slot & ~63LL)) * dims;
-    const int lane = (int)(slot & 63);
-    if (format == FORMAT_F32) {
-        std::memcpy((float *)arena + tile + (int64_t)lane * dims, x, sizeof(float) * dims);
-        return;
+// An arena of keys or values; see `tiles.py` for the order of a tile of 64 slots.
+struct Arena {
+    void *tiles;
+    float *scales;  // int8 only
+    int32_t format;
+    int dims;
+    int64_t slots;
+};
+
+static void put_key(const Arena &arena, int head, int64_t slot, const float *x) {
+    const int dims = arena.dims, lane = (int)(slot & 63);
+    const int64_t tile = ((int64_t)head * arena.slots + (slot & ~63LL)) * dims;
+    if (arena.format == FORMAT_F32) {
+        float *keys = (float *)arena.tiles + tile;
+        for (int i = 0; i < dims; i++) keys[i * 64 + lane] = x[i];
+    } else if (arena.format == FORMAT_BF16) {
+        uint32_t *keys = (uint32_t *)((uint16_t *)arena.tiles + tile);
+        for (int i = 0; i < dims / 2; i++) keys[i * 64 + lane] = bf16_pair(x[2 * i], x[2 * i + 1]);
+    } else {
+        int8_t codes[MAX_DIM], *keys = (int8_t *)arena.tiles + tile + 2 * lane;
+        arena.scales[head * arena.slots + slot] = code_row(x, dims, codes);
+        for (int i = 0; i < dims / 2; i++) std::memcpy(keys + i * 128, codes + 2 * i, 2);
     }
-    uint16_t *values = (uint16_t *)arena + tile + (int64_t)(lane / 2) * dims * 2 + lane % 2;
-    for (int i = 0; i < dims; i++) values[2 * i] = to_bf16(x[i]);
+}
+
+static void put_value(const Arena &arena, int head, int64_t slot, const float *x) {
+    const int dims = arena.dims, lane = (int)(slot & 63);
+    const int64_t tile = ((int64_t)head * arena.slots + (slot & ~63LL)) * dims;
+    const int64_t pair = tile + (int64_t)(lane / 2) * dims * 2 + lane % 2;
+    if (arena.format == FORMAT_F32) {
+        std::memcpy((float *)arena.tiles + tile + (int64_t)lane * dims, x, sizeof(float) * dims);
+    } else if (arena.format == FORMAT_BF16) {
+        uint16_t *values = (uint16_t *)arena.tiles + pair;
+        for (int i = 0; i < dims; i++) values[2 * i] = to_bf16(x[i]);
+    } else {
+        int8_t codes[MAX_DIM], *values = (int8_t *)arena.tiles + pair;
+        arena.scales[head * arena.slots + slot] = code_row(x, dims, codes);
+        for (int i = 0; i < dims; i++) values[2 * i] = codes[i];
+    }
 }
 
 // Decodes one row of a packed matrix.

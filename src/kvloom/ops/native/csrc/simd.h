@@ -64,6 +64,9 @@ INLINE Floats product(Floats a, Floats b) {
 INLINE Floats difference(Floats a, Floats b) {
     return by_halves<Floats>([](__m256 x, __m256 y) { return _mm256_sub_ps(x, y); }, a, b);
 }
+INLINE Floats quotient(Floats a, Floats b) {
+    return by_halves<Floats>([](__m256 x, __m256 y) { return _mm256_div_ps(x, y); }, a, b);
+}
 INLINE Floats to_floats(Ints x) {
     return by_halves<Floats>([](__m256i h) { return _mm256_cvtepi32_ps(h); }, x);
 }
@@ -91,6 +94,10 @@ INLINE Smalls to_smalls(Ints x) {
     words = _mm256_permute4x64_epi64(words, 0xd8);
     return (Smalls)_mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
+INLINE Ints from_smalls(Smalls x) {
+    const __m128i low = (__m128i)x, high = _mm_unpackhi_epi64(low, low);
+    return joined<Ints>(_mm256_cvtepi8_epi32(low), _mm256_cvtepi8_epi32(high));
+}
 INLINE Halves upper_halves(Words x) {
     __m256i low = _mm256_srli_epi32(half_of(x, 0), 16), high = _mm256_srli_epi32(half_of(x, 1), 16);
     return (Halves)_mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
@@ -106,6 +113,7 @@ INLINE Floats splat(float x) { return Floats{} + x; }
 INLINE Ints splat_int(int32_t x) { return Ints{} + x; }
 INLINE Floats product(Floats a, Floats b) { return a * b; }
 INLINE Floats difference(Floats a, Floats b) { return a - b; }
+INLINE Floats quotient(Floats a, Floats b) { return a / b; }
 INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
 INLINE Ints to_ints(Floats x) { return __builtin_convertvector(x, Ints); }
 INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
@@ -114,6 +122,7 @@ INLINE Ints larger_int(Ints a, Ints b) { return a > b ? a : b; }
 INLINE Ints is_above(Ints a, Ints b) { return a > b; }
 INLINE Ints is_below(Floats a, Floats b) { return a < b; }
 INLINE Smalls to_smalls(Ints x) { return __builtin_convertvector(x, Smalls); }
+INLINE Ints from_smalls(Smalls x) { return __builtin_convertvector(x, Ints); }
 INLINE Halves upper_halves(Words x) { return __builtin_convertvector(x >> 16, Halves); }
 INLINE void split_nibbles(Bytes both, Bytes &low, Bytes &high) {
     low = both & 15;
@@ -221,6 +230,24 @@ INLINE Words round_bf16(Floats x) {  // in the upper half of each lane
 // Rounds sixteen values and stores them as neighbouring bfloat16: pairs, the first one low.
 INLINE void store_bf16(void *p, Floats x) {
     store((uint16_t *)p, upper_halves(round_bf16(x)));
+}
+
+// Turns int8 codes, a whole number of pairs of vectors, into the bfloat16 that they equal.
+INLINE void codes_to_bf16(const int8_t *codes, int64_t count, uint16_t *out) {
+#if LEVEL_AVX512  // GCC takes the conversion of 16 bytes to 16 integers apart
+    __m512i uppers;  // the upper half of each of 32 floats
+    for (int i = 0; i < 32; i++) ((uint16_t *)&uppers)[i] = (uint16_t)(2 * i + 1);
+    for (int64_t i = 0; i < count; i += 2 * LANES) {
+        const __m128i *from = (const __m128i *)(codes + i);
+        const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from)));
+        const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from + 1)));
+        const __m512i both = _mm512_permutex2var_epi16(_mm512_castps_si512(low), uppers, _mm512_castps_si512(high));
+        _mm512_storeu_si512(out + i, both);
+    }
+#else
+    for (int64_t i = 0; i < count; i += LANES)
+        store(out + i, upper_halves(as_words(to_floats(from_smalls(load<Smalls>(codes + i))))));
+#endif
 }
 
 // acc + a.low * b.low + a.high * b.high for pairs of bfloat16.

@@ -109,6 +109,8 @@ static void rotate_and_put(const Team &team, const Model &model, const Layer &la
     const int q_width = layer.heads * layer.k_dim, k_width = layer.kv_heads * layer.k_dim;
     const int vectors = layer.heads + 2 * layer.kv_heads;
     const RopeTable *rope = layer.rope < 0 ? nullptr : step.ropes + layer.rope;
+    const Arena keys = keys_of(layer, model.kv_format, model.slots);
+    const Arena values = values_of(layer, model.kv_format, model.slots);
     int64_t first, stop;
     const bool whole_q = layer.q_norm.kind != NORM_NONE && layer.q_norm.width != layer.k_dim;
     const bool whole_k = layer.k_norm.kind != NORM_NONE && layer.k_norm.width != layer.k_dim;
@@ -128,7 +130,7 @@ static void rotate_and_put(const Team &team, const Model &model, const Layer &la
         float *x = step.qkv + row * width;
         if (value >= 0) {
             x += q_width + k_width + value * layer.v_dim;
-            put_value(layer.values, model.kv_format, model.slots, value, step.write_slots[row], x, layer.v_dim);
+            put_value(values, value, step.write_slots[row], x);
             continue;
         }
         x += key < 0 ? vector * layer.k_dim : q_width + key * layer.k_dim;
@@ -141,8 +143,7 @@ static void rotate_and_put(const Team &team, const Model &model, const Layer &la
             norm_row(own, x, x);
         }
         if (rope) rotate_head(*rope, row, x);
-        if (key >= 0)
-            put_key(layer.keys, model.kv_format, model.slots, key, step.write_slots[row], x, layer.k_dim);
+        if (key >= 0) put_key(keys, key, step.write_slots[row], x);
     }
 #pragma omp barrier
 }

@@ -1,0 +1,156 @@
+"""Joining: one prompt out of parts, some of which are chunks with KV of their own.
+
+Knows: the order of parts, what stands in memory for each, and what has to be computed.
+Does not know: tokenizers' templates or HTTP.
+
+Source: PromptCache (Gim et al. 2024) for chunks with KV of their own; CacheBlend (Yao et al. 2025),
+section 4, for their repair. Deviation: a chunk is computed behind a sink that is then left out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from kvloom.engine.chunks import chunk_spans
+from kvloom.engine.computing import call, carry_out, compute, kept, repair
+from kvloom.engine.engine import ANYBODY, Engine
+from kvloom.engine.loop import EngineLoop
+from kvloom.errors import RequestError
+from kvloom.kv.doc import KVDoc
+from kvloom.kv.plan import Compute, EditPlan, Part, Take, require_movable
+from kvloom.kv.span import Span
+from kvloom.outputs import EditReceipt, Fidelity
+from kvloom.reuse.select import Selector
+from kvloom.types import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPart:
+    """A part of a prompt in tokens.
+
+    Attributes:
+        tokens: token ids.
+        reusable: whether its KV may be computed alone and used at any place.
+    """
+
+    tokens: tuple[int, ...]
+    reusable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A prompt whose parts stand in one document.
+
+    Attributes:
+        doc: the KV of the parts before the last text; held until the receiver releases it.
+        tokens: the whole prompt.
+        receipt: what was shown, computed and repaired.
+    """
+
+    doc: KVDoc
+    tokens: list[int]
+    receipt: EditReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """How parts are joined.
+
+    Attributes:
+        loop: runs what is computed.
+        spec: of the model, whose positions must be movable.
+        sink: tokens that a chunk is computed behind.
+        fidelity: of the chunks.
+        share: of their rows that is repaired.
+        rule: chooses these.
+        tenant: whose chunks they are.
+    """
+
+    loop: EngineLoop
+    spec: ModelSpec
+    sink: tuple[int, ...]
+    fidelity: Fidelity
+    share: float
+    rule: Selector
+    tenant: str = ANYBODY
+
+    def join(self, parts: Sequence[TokenPart]) -> Joined:
+        """Return the parts as one document, with the last text left to be run.
+
+        Raises:
+            RequestError: there are no tokens.
+            UnsupportedModelError: the model's positions cannot be moved.
+            CapacityError: the KV memory cannot hold the parts.
+        """
+        begun = time.perf_counter()
+        tokens = [token for part in parts for token in part.tokens]
+        if not tokens:
+            raise RequestError("The prompt has no tokens; give a part with text.", param="parts")
+        body = list(parts)
+        while body and (self.fidelity == "exact" or not body[-1].reusable):
+            body.pop()
+        known = call(self.loop, lambda engine: engine.memory.known_prefix(tokens))
+        empty = call(self.loop, Engine.new_document)
+        rows = 0
+        try:
+            with ExitStack() as stack:
+                shown: list[Part] = []
+                place = 0
+                for part in body:
+                    place += len(part.tokens)
+                    if not part.reusable or place <= known:
+                        shown.append(Compute(part.tokens))
+                        continue
+                    doc, computed = self._chunk(part.tokens)
+                    stack.callback(self._unprotect, doc)
+                    rows += computed
+                    shown.append(Take(self._spans(doc)))
+                plan = EditPlan(tuple(shown))
+                require_movable(plan, self.spec)
+                built, run = carry_out(self.loop, empty, plan)
+        finally:
+            call(self.loop, lambda engine: engine.release(empty))
+        return self._repaired(built, tokens, rows + run, begun)
+
+    def _repaired(self, built: KVDoc, tokens: list[int], rows: int, begun: float) -> Joined:
+        found = None
+        if self.fidelity == "repaired" and built.length:
+            try:
+                with kept(self.loop, built):
+                    repaired = repair(self.loop, built, self.share, self.rule)
+            finally:
+                call(self.loop, lambda engine: engine.release(built))
+            built, found = repaired.doc, repaired.receipt
+        receipt = EditReceipt(
+            fidelity=self.fidelity,
+            tokens=call(self.loop, lambda _: built.provenance().tokens),
+            recomputed=rows + (found.repaired if found else 0),
+            repaired=found.repaired if found else 0,
+            deviation=found.deviation if found else None,
+            deviation_left=found.left if found else None,
+            seconds=time.perf_counter() - begun,
+        )
+        return Joined(built, tokens, receipt)
+
+    def _unprotect(self, doc: KVDoc) -> None:
+        call(self.loop, lambda engine: engine.memory.unprotect(doc))
+
+    def _spans(self, doc: KVDoc) -> tuple[Span, ...]:
+        return call(self.loop, lambda _: chunk_spans(doc, self.sink))
+
+    def _chunk(self, tokens: tuple[int, ...]) -> tuple[KVDoc, int]:
+        """Return a chunk's document, protected, and the rows that were run for it."""
+        sink, tenant = self.sink, self.tenant
+        doc = call(self.loop, lambda engine: engine.chunks.find(sink, tokens, tenant))
+        if doc is not None:
+            return doc, 0
+        base = call(self.loop, Engine.new_document)
+        try:
+            computed = compute(self.loop, [*sink, *tokens], base)
+        finally:
+            call(self.loop, lambda engine: engine.release(base))
+        call(self.loop, lambda engine: engine.chunks.add(sink, tokens, tenant, computed.doc))
+        return computed.doc, computed.usage.computed_tokens
