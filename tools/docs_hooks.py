@@ -152,9 +152,11 @@ def routes() -> str:
     """Return a table of the routes there are."""
     from fastapi.routing import APIRoute
 
+    from kvloom.serve import document_routes
     from kvloom.serve.routes import router
 
-    found = [route for route in router.routes if isinstance(route, APIRoute)]
+    both = [*router.routes, *document_routes.router.routes]
+    found = [route for route in both if isinstance(route, APIRoute)]
     rows = [
         (f"`{' '.join(sorted(route.methods or ()))}`", f"`{route.path}`", route.description)
         for route in found

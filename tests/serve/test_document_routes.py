@@ -370,6 +370,7 @@ def test_documents_are_counted(server: RunningServer) -> None:
     patch(server, path, {"text": "x"})
     metrics = server.get("/metrics").text
     assert "kvloom_documents 2.0" in metrics
+    assert 'route="/v1/kv/documents/{document_id}"' in metrics
     assert 'kvloom_document_edits_total{fidelity="shifted"} 1.0' in metrics
     assert 'kvloom_document_edits_total{fidelity="exact"} 1.0' in metrics
     assert 'kvloom_document_rows_total{kv="recomputed"}' in metrics

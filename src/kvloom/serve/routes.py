@@ -19,7 +19,6 @@ from starlette.responses import Response
 
 from kvloom.errors import RequestError
 from kvloom.outputs import EngineStats
-from kvloom.serve import document_routes
 from kvloom.serve.backend import Tokenizer
 from kvloom.serve.chats import ChatWriter
 from kvloom.serve.completions import CompletionWriter, Prompt
@@ -50,7 +49,6 @@ Parts = Annotated[Service, Depends(service_of)]
 Owner = Annotated[str, Depends(owner_of)]
 
 router = APIRouter(route_class=StrictJSONRoute)
-router.include_router(document_routes.router)
 
 
 @router.get("/v1/models", tags=["openai"])
