@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, overload
 
@@ -29,6 +30,7 @@ from kvloom.params import SamplingParams
 from kvloom.reuse.edit_series import TextEdit, edit_series
 from kvloom.reuse.repair import RepairReceipt
 from kvloom.reuse.retokenize import Retokenizer, TokenEdit
+from kvloom.reuse.select import Selector
 from kvloom.reuse.text_range import LineColumn
 from kvloom.types import ModelSpec
 
@@ -255,8 +257,6 @@ class Document:
             RequestError: a document has no such range, or its tokens differ.
         """
         begun = time.perf_counter()
-        self._complete()
-        source._complete()
         stop = start + source_stop - source_start
 
         def plan(_: Engine) -> EditPlan:
@@ -264,7 +264,7 @@ class Document:
             spans = tuple(cut(source._kv.order, source_start, source_stop))
             return self._kv.apply(Transplant(start, stop, spans, keys=keys, values=values))
 
-        with kept(self._llm.loop, source._kv):
+        with self._complete(), source._complete():
             built, _ = carry_out(self._llm.loop, self._kv, self._call(plan))
         self._own_instead(built)
         return self._receipt("shifted", TokenEdit((), False, True), 0, begun)
@@ -368,10 +368,16 @@ class Document:
     ) -> EditReceipt:
         """Carry out an edit of tokens."""
         rule = check_edit(fidelity, share, selector_name)
-        tokens = found.applied(self._tokens)
         if fidelity == "exact":
-            return self._make_exact(tokens, found, begun)
-        self._complete()
+            return self._make_exact(found.applied(self._tokens), found, begun)
+        with self._complete():
+            return self._approximate(found, fidelity, (share, rule), begun)
+
+    def _approximate(
+        self, found: TokenEdit, fidelity: Fidelity, share_rule: tuple[float, Selector], begun: float
+    ) -> EditReceipt:
+        """Carry out an edit of tokens that keeps KV behind it."""
+        tokens = found.applied(self._tokens)
         plan = self._call(lambda _: self._kv.apply(found.edit))
         require_movable(plan, self._llm.spec)
         if not found.replaced:
@@ -385,7 +391,7 @@ class Document:
         if fidelity == "repaired":
             try:
                 with kept(loop, kv):
-                    done = repair(loop, kv, share, rule)
+                    done = repair(loop, kv, *share_rule)
             finally:
                 self._call(partial(Engine.release, doc=kv))
             kv, repaired = done.doc, done.receipt
@@ -405,9 +411,17 @@ class Document:
         self._tokens = tokens
         return self._receipt("exact", found, rows, begun)
 
-    def _complete(self) -> None:
-        """Compute again what was forgotten."""
-        if self._tokens and self._call(lambda _: self._kv.length) < len(self._tokens):
+    @contextmanager
+    def _complete(self) -> Iterator[None]:
+        """Compute again what was forgotten, and keep all KV from being forgotten for a while.
+
+        A plan names slots, which must not become somebody else's before it is carried out.
+        """
+        while True:
+            with kept(self._llm.loop, self._kv):
+                if self._call(lambda _: self._kv.length) == len(self._tokens):
+                    yield
+                    return
             self._own_instead(self._compute(self._tokens).doc)
 
     def _receipt(
