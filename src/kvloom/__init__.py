@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kvloom.engine.async_document import AsyncDocument
     from kvloom.engine.document import Document
     from kvloom.engine.llm import LLM
-    from kvloom.engine.prompts import Chunk
+    from kvloom.engine.parts import Chunk
     from kvloom.engine.shelving import StoreSettings
     from kvloom.errors import (
         CapacityError,
@@ -42,7 +42,7 @@ _HOMES = {
     "AsyncLLM": "kvloom.engine.aio",
     "EngineConfig": "kvloom.config",
     "SamplingParams": "kvloom.params",
-    "Chunk": "kvloom.engine.prompts",
+    "Chunk": "kvloom.engine.parts",
     "CompletionOutput": "kvloom.outputs",
     "EditReceipt": "kvloom.outputs",
     "StoreSettings": "kvloom.engine.shelving",
