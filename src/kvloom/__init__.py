@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Usage,
     )
     from kvloom.params import SamplingParams
+    from kvloom.reuse.edit_series import TextEdit
 
 _HOMES = {
     "LLM": "kvloom.engine.llm",
@@ -47,6 +48,7 @@ _HOMES = {
     "StoreSettings": "kvloom.engine.shelving",
     "RequestOutput": "kvloom.outputs",
     "StreamChunk": "kvloom.outputs",
+    "TextEdit": "kvloom.reuse.edit_series",
     "Usage": "kvloom.outputs",
     "CapacityError": "kvloom.errors",
     "KvloomError": "kvloom.errors",
@@ -72,6 +74,7 @@ __all__ = [
     "SamplingParams",
     "StoreSettings",
     "StreamChunk",
+    "TextEdit",
     "UnsupportedModelError",
     "Usage",
     "__version__",

@@ -12,7 +12,8 @@ import torch
 
 from kvloom import LLM, Document, RequestError
 from kvloom.engine import computing as computing_module
-from kvloom.errors import KvloomError
+from kvloom.engine import document as document_module
+from kvloom.errors import CapacityError, KvloomError
 from tests.engine.worlds import BOOKS, TOKENIZER, expected_completion, expected_logprobs, greedy
 from tests.fake_model import FakeRunner, Oracle
 
@@ -218,3 +219,21 @@ def test_scores_of_a_tiny_model_are_a_fresh_prefill_s(tiny_llm: LLM) -> None:
     tokens = whole.prompt_token_ids[len(doc.tokens) :]
     fresh = [entry[token].logprob for entry, token in zip(entries, tokens, strict=True) if entry]
     assert scores == pytest.approx(fresh, abs=1e-4)
+
+
+def test_a_repair_without_room_leaves_the_document(
+    make_llm: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: Any) -> Any:
+        raise CapacityError("There is no room.")
+
+    llm = make_llm(enable_prefix_caching=False)
+    doc = llm.document(STORY[:100])
+    text, held = doc.text, used(llm)
+    monkeypatch.setattr(document_module, "repair", no_room)
+    with pytest.raises(CapacityError):
+        doc.edit(40, 41, "abc", fidelity="repaired")
+    assert doc.text == text
+    assert doc.provenance.tokens == {"exact": 100}
+    assert used(llm) == held
+    assert doc.edit(40, 41, "abc", fidelity="shifted").recomputed == 3

@@ -139,12 +139,17 @@ class AsyncLLM:
         return self._loop
 
     async def stream_tokens(
-        self, tokens: list[int], params: SamplingParams, base: KVDoc | None = None
+        self,
+        tokens: list[int],
+        params: SamplingParams,
+        base: KVDoc | None = None,
+        *,
+        exact_only: bool = False,
     ) -> AsyncIterator[StreamChunk]:
         """Yield what every step adds behind these tokens, which may start with a document's KV."""
         inbox: asyncio.Queue[Event] = asyncio.Queue()
         (request_id,) = await self._submit(
-            [lambda engine: engine.submit(tokens, params, base=base)], inbox
+            [lambda engine: engine.submit(tokens, params, base=base, exact_only=exact_only)], inbox
         )
         try:
             while True:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, overload
 
 from kvloom.engine.collect import Collector
 from kvloom.engine.computing import call, carry_out, compute, kept, repair
 from kvloom.engine.engine import Engine
-from kvloom.engine.fidelity import REPAIRED_SHARE, SINK_TOKENS, as_place, check_edit
+from kvloom.engine.fidelity import REPAIRED_SHARE, SINK_TOKENS, check_edit
 from kvloom.engine.prompts import Prompt, tokenize
 from kvloom.engine.request import Computed
 from kvloom.engine.streams import stream_tokens
@@ -25,9 +27,11 @@ from kvloom.kv.plan import EditPlan, require_movable
 from kvloom.kv.span import cut
 from kvloom.outputs import EditReceipt, Fidelity, Provenance, RequestOutput, StreamChunk
 from kvloom.params import SamplingParams
+from kvloom.reuse.edit_series import TextEdit, edit_series
 from kvloom.reuse.repair import RepairReceipt
 from kvloom.reuse.retokenize import Retokenizer, TokenEdit
-from kvloom.reuse.text_range import LineColumn, line_column_range
+from kvloom.reuse.select import Selector
+from kvloom.reuse.text_range import LineColumn
 from kvloom.types import ModelSpec
 
 if TYPE_CHECKING:
@@ -171,10 +175,34 @@ class Document:
             UnsupportedModelError: the model's positions cannot be moved; `exact` still works.
             CapacityError: the KV memory cannot hold the new document; the old one is unchanged.
         """
+        edit = TextEdit(text, start, end)
+        return self.edit_all([edit], fidelity=fidelity, share=share, selector=selector)
+
+    def edit_all(
+        self,
+        edits: Sequence[TextEdit],
+        *,
+        fidelity: Fidelity = "exact",
+        share: float = REPAIRED_SHARE,
+        selector: str = "blend",
+        lossless_only: bool = False,
+    ) -> EditReceipt:
+        """Make several edits, each in the text that those before it left; all of them or none.
+
+        Args:
+            edits: at least one.
+            fidelity: as `edit` has it, likewise the next two.
+            share: of the old tokens behind the first edit.
+            selector: how these are chosen.
+            lossless_only: refuse a text that the tokenizer cannot spell.
+
+        Raises:
+            RequestError: as `edit` has it, or the tokenizer cannot spell a text.
+            UnsupportedModelError: the model's positions cannot be moved; `exact` still works.
+            CapacityError: the KV memory cannot hold the new document; the old one is unchanged.
+        """
         begun = time.perf_counter()
-        if isinstance(start, tuple) or isinstance(end, tuple):
-            start, end = line_column_range(self.text, as_place(start), as_place(end))
-        found = self._llm.retokenizer.edit_text(self._tokens, start, end, text)
+        found = edit_series(self._llm.retokenizer, self._tokens, edits, lossless_only=lossless_only)
         return self._edit(found, fidelity, share, selector, begun)
 
     def replace(
@@ -229,8 +257,6 @@ class Document:
             RequestError: a document has no such range, or its tokens differ.
         """
         begun = time.perf_counter()
-        self._complete()
-        source._complete()
         stop = start + source_stop - source_start
 
         def plan(_: Engine) -> EditPlan:
@@ -238,7 +264,7 @@ class Document:
             spans = tuple(cut(source._kv.order, source_start, source_stop))
             return self._kv.apply(Transplant(start, stop, spans, keys=keys, values=values))
 
-        with kept(self._llm.loop, source._kv):
+        with self._complete(), source._complete():
             built, _ = carry_out(self._llm.loop, self._kv, self._call(plan))
         self._own_instead(built)
         return self._receipt("shifted", TokenEdit((), False, True), 0, begun)
@@ -253,21 +279,39 @@ class Document:
 
         return Document(self._llm, self._tokens, self._call(fork))
 
-    def generate(self, question: str = "", params: SamplingParams | None = None) -> RequestOutput:
-        """Complete the document followed by a question; the document stays as it is."""
+    def generate(
+        self,
+        question: str = "",
+        params: SamplingParams | None = None,
+        *,
+        exact_only: bool = False,
+    ) -> RequestOutput:
+        """Complete the document followed by a question; the document stays as it is.
+
+        Args:
+            question: what follows.
+            params: how to generate.
+            exact_only: use of the document's KV what equals a fresh prefill, and no more.
+        """
         params = params or SamplingParams()
         tokens = self.with_question(question)
         wanted = params.logprobs is not None
         collector = Collector(None, tokens, logprobs_wanted=wanted)
-        for chunk in stream_tokens(self._llm.loop, tokens, params, self._kv):
+        loop = self._llm.loop
+        for chunk in stream_tokens(loop, tokens, params, self._kv, exact_only=exact_only):
             collector.feed(chunk)
         return collector.output()
 
     def stream(
-        self, question: str = "", params: SamplingParams | None = None
+        self,
+        question: str = "",
+        params: SamplingParams | None = None,
+        *,
+        exact_only: bool = False,
     ) -> Iterator[StreamChunk]:
         """Yield the completion of the document followed by a question, step by step."""
-        return stream_tokens(self._llm.loop, self.with_question(question), params, self._kv)
+        tokens = self.with_question(question)
+        return stream_tokens(self._llm.loop, tokens, params, self._kv, exact_only=exact_only)
 
     @overload
     def score(self, text: str, *, return_logits: Literal[False] = False) -> list[float]: ...
@@ -324,10 +368,16 @@ class Document:
     ) -> EditReceipt:
         """Carry out an edit of tokens."""
         rule = check_edit(fidelity, share, selector_name)
-        tokens = found.applied(self._tokens)
         if fidelity == "exact":
-            return self._make_exact(tokens, found, begun)
-        self._complete()
+            return self._make_exact(found.applied(self._tokens), found, begun)
+        with self._complete():
+            return self._approximate(found, fidelity, (share, rule), begun)
+
+    def _approximate(
+        self, found: TokenEdit, fidelity: Fidelity, share_rule: tuple[float, Selector], begun: float
+    ) -> EditReceipt:
+        """Carry out an edit of tokens that keeps KV behind it."""
+        tokens = found.applied(self._tokens)
         plan = self._call(lambda _: self._kv.apply(found.edit))
         require_movable(plan, self._llm.spec)
         if not found.replaced:
@@ -336,15 +386,18 @@ class Document:
             # What all other tokens attend to has changed: nothing behind it is worth keeping.
             return self._make_exact(tokens, found, begun)
         loop = self._llm.loop
-        built, rows = carry_out(loop, self._kv, plan)
-        self._own_instead(built)
+        kv, rows = carry_out(loop, self._kv, plan)
+        repaired = None
+        if fidelity == "repaired":
+            try:
+                with kept(loop, kv):
+                    done = repair(loop, kv, *share_rule)
+            finally:
+                self._call(partial(Engine.release, doc=kv))
+            kv, repaired = done.doc, done.receipt
+        self._own_instead(kv)
         self._tokens = tokens
-        if fidelity == "shifted":
-            return self._receipt(fidelity, found, rows, begun)
-        with kept(loop, built):
-            repaired = repair(loop, built, share, rule)
-        self._own_instead(repaired.doc)
-        return self._receipt(fidelity, found, rows, begun, repaired.receipt)
+        return self._receipt(fidelity, found, rows, begun, repaired)
 
     def _make_exact(self, tokens: list[int], found: TokenEdit, begun: float) -> EditReceipt:
         """Become these tokens, with the KV that a fresh prefill would have."""
@@ -358,9 +411,17 @@ class Document:
         self._tokens = tokens
         return self._receipt("exact", found, rows, begun)
 
-    def _complete(self) -> None:
-        """Compute again what was forgotten."""
-        if self._tokens and self._call(lambda _: self._kv.length) < len(self._tokens):
+    @contextmanager
+    def _complete(self) -> Iterator[None]:
+        """Compute again what was forgotten, and keep all KV from being forgotten for a while.
+
+        A plan names slots, which must not become somebody else's before it is carried out.
+        """
+        while True:
+            with kept(self._llm.loop, self._kv):
+                if self._call(lambda _: self._kv.length) == len(self._tokens):
+                    yield
+                    return
             self._own_instead(self._compute(self._tokens).doc)
 
     def _receipt(

@@ -11,7 +11,6 @@ from typing import get_args
 from kvloom.errors import RequestError
 from kvloom.outputs import Fidelity
 from kvloom.reuse.select import Selector, selector
-from kvloom.reuse.text_range import LineColumn
 
 REPAIRED_SHARE = 0.15
 """Source: CacheBlend (Yao et al. 2025), figure 16: the least share without a loss of quality."""
@@ -37,18 +36,3 @@ def check_edit(fidelity: Fidelity, share: float, selector_name: str) -> Selector
     if not valid or not 0 <= share <= 1:
         raise RequestError(f"share is {share!r}; give a number from 0 to 1.", param="share")
     return selector(selector_name)
-
-
-def as_place(place: int | LineColumn) -> LineColumn:
-    """Return a place as line and column.
-
-    Raises:
-        RequestError: one end of a range is a character and the other a line and column.
-    """
-    if isinstance(place, int):
-        raise RequestError(
-            "One end of the range is a character and the other a line and column; give both in "
-            "the same way.",
-            param="range",
-        )
-    return place
