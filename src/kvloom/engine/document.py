@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, overload
 from kvloom.engine.collect import Collector
 from kvloom.engine.computing import call, carry_out, compute, kept, repair
 from kvloom.engine.engine import Engine
-from kvloom.engine.fidelity import REPAIRED_SHARE, SINK_TOKENS, as_place, check_edit
+from kvloom.engine.fidelity import (
+    REPAIRED_SHARE,
+    SINK_TOKENS,
+    Approximation,
+    as_place,
+    check_edit,
+)
 from kvloom.engine.prompts import Prompt, tokenize
 from kvloom.engine.request import Computed
 from kvloom.engine.streams import stream_tokens
@@ -25,6 +31,7 @@ from kvloom.kv.plan import EditPlan, require_movable
 from kvloom.kv.span import cut
 from kvloom.outputs import EditReceipt, Fidelity, Provenance, RequestOutput, StreamChunk
 from kvloom.params import SamplingParams
+from kvloom.reuse.mentions import mentions
 from kvloom.reuse.repair import RepairReceipt
 from kvloom.reuse.retokenize import Retokenizer, TokenEdit
 from kvloom.reuse.text_range import LineColumn, line_column_range
@@ -144,6 +151,7 @@ class Document:
         fidelity: Fidelity = "exact",
         share: float = REPAIRED_SHARE,
         selector: str = "blend",
+        baseline: str | None = None,
     ) -> EditReceipt:
         """Put text in the place of a range of characters, and keep the KV that can be kept.
 
@@ -154,7 +162,8 @@ class Document:
             fidelity: `exact` computes all that the edit could touch; `repaired` a share of it,
                 `shifted` the new text only.
             share: of the old tokens behind the edit, to be computed again where `repaired`.
-            selector: how these are chosen: `blend`, `first` or `random`.
+            selector: how these are chosen: `blend`, `mentions`, `first` or `random`.
+            baseline: `unrotated` shows moved keys as other systems do, to compare `shifted` with.
 
         Raises:
             RequestError: the text has no such range, or a setting is out of range.
@@ -162,10 +171,11 @@ class Document:
             CapacityError: the KV memory cannot hold the new document; the old one is unchanged.
         """
         begun = time.perf_counter()
+        wanted = check_edit(fidelity, share, selector, baseline)
         if isinstance(start, tuple) or isinstance(end, tuple):
             start, end = line_column_range(self.text, as_place(start), as_place(end))
         found = self._llm.retokenizer.edit_text(self._tokens, start, end, text)
-        return self._edit(found, fidelity, share, selector, begun)
+        return self._edit(found, wanted, begun)
 
     def replace(
         self,
@@ -174,8 +184,11 @@ class Document:
         fidelity: Fidelity = "exact",
         share: float = REPAIRED_SHARE,
         selector: str = "blend",
+        baseline: str | None = None,
     ) -> EditReceipt:
         """Become another text, and keep the KV of what both have in common.
+
+        The settings are those of `edit`.
 
         Raises:
             RequestError: a setting is out of range.
@@ -183,8 +196,9 @@ class Document:
             CapacityError: the KV memory cannot hold the new document; the old one is unchanged.
         """
         begun = time.perf_counter()
+        wanted = check_edit(fidelity, share, selector, baseline)
         found = self._llm.retokenizer.replace_text(self._tokens, text)
-        return self._edit(found, fidelity, share, selector, begun)
+        return self._edit(found, wanted, begun)
 
     def repair(self) -> EditReceipt:
         """Compute everything again that is not exact, and wait for it.
@@ -308,30 +322,30 @@ class Document:
             raise RequestError(f"The text is {text!r}; give a string.", param="text")
         return self._llm.tokenizer.encode(text, add_special_tokens=False)
 
-    def _edit(
-        self, found: TokenEdit, fidelity: Fidelity, share: float, selector_name: str, begun: float
-    ) -> EditReceipt:
+    def _edit(self, found: TokenEdit, wanted: Approximation, begun: float) -> EditReceipt:
         """Carry out an edit of tokens."""
-        rule = check_edit(fidelity, share, selector_name)
-        tokens = found.applied(self._tokens)
-        if fidelity == "exact":
+        old, tokens = self._tokens, found.applied(self._tokens)
+        if wanted.fidelity == "exact":
             return self._make_exact(tokens, found, begun)
         self._complete()
         plan = self._call(lambda _: self._kv.apply(found.edit))
         require_movable(plan, self._llm.spec)
         if not found.replaced:
-            return self._receipt(fidelity, found, 0, begun)
+            return self._receipt(wanted.fidelity, found, 0, begun)
         if plan.kept_prefix < SINK_TOKENS:
             # What all other tokens attend to has changed: nothing behind it is worth keeping.
             return self._make_exact(tokens, found, begun)
         loop = self._llm.loop
-        self._own_instead(carry_out(loop, self._kv, plan))
+        self._own_instead(carry_out(loop, self._kv, plan, wanted.baseline))
         self._tokens = tokens
-        if fidelity == "shifted":
-            return self._receipt(fidelity, found, plan.num_computed, begun)
-        repaired = repair(loop, self._kv, share, rule)
+        if wanted.fidelity == "shifted":
+            return self._receipt("shifted", found, plan.num_computed, begun)
+        marked = None
+        if wanted.rule.wants_marks:
+            marked = mentions(old, found, self._llm.tokenizer.token_bytes)
+        repaired = repair(loop, self._kv, wanted.share, wanted.rule, marked)
         self._own_instead(repaired.doc)
-        return self._receipt(fidelity, found, plan.num_computed, begun, repaired.receipt)
+        return self._receipt("repaired", found, plan.num_computed, begun, repaired.receipt)
 
     def _make_exact(self, tokens: list[int], found: TokenEdit, begun: float) -> EditReceipt:
         """Become these tokens, with the KV that a fresh prefill would have."""

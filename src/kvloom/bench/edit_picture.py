@@ -1,0 +1,70 @@
+"""A picture of a report of edits: error against rows, and against time, drawn by matplotlib.
+
+Knows: matplotlib, and which kinds belong together.
+Does not know: how anything was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvloom.bench.edit_figures import KindRow, make_rows
+from kvloom.bench.edit_results import EditReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_OURS, _OTHERS, _FAINT = "#c2410c", "#475569", "#64748b"
+_EXACT = "exact"
+
+
+def draw(report: EditReport, path: Path) -> None:
+    """Draw two charts per group: mean KL against rows computed, and against the first token."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = make_rows(report)
+    groups = list(dict.fromkeys(row.group for row in rows))
+    # A figure of its own, without pyplot: no window, nothing global.
+    figure = Figure(figsize=(11, 4.6 * max(len(groups), 1) + 0.6), dpi=150)
+    figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.12)
+    FigureCanvasAgg(figure)
+    charts = figure.subplots(max(len(groups), 1), 2, squeeze=False)
+    for (left, right), group in zip(charts, groups, strict=False):
+        members = [row for row in rows if row.group == group]
+        _draw(left, members, lambda row: 100 * row.share.mean, "rows computed, % of the document")
+        _draw(right, members, lambda row: 1000 * row.first_token_s.median, "first token, ms")
+        left.set_title(f"{group}: {members[0].edits}", fontsize=11, loc="left", fontweight="bold")
+    places = report.options.places
+    figure.supxlabel(
+        f"{report.source} · {report.options.model} on {report.machine.cpu} · "
+        f"{report.started_at[:10]}\nmean KL to full recompute over {places.scored} tokens, "
+        f"{places.behind} behind the last change, with its standard error; the line is exact",
+        fontsize=8,
+        color=_FAINT,
+        x=0.01,
+        ha="left",
+    )
+    figure.savefig(path)
+
+
+def _draw(
+    chart: Axes, rows: Sequence[KindRow], place: Callable[[KindRow], float], label: str
+) -> None:
+    for row in rows:
+        x, error = place(row), row.divergence
+        if row.kind == _EXACT:
+            chart.axvline(x, color=_FAINT, linestyle="--", linewidth=1)
+            continue
+        colour = _OURS if row.kind.startswith(("repaired", "shifted")) else _OTHERS
+        if error.mean <= 0:
+            continue
+        chart.errorbar(x, error.mean, yerr=error.error, fmt="o", color=colour, capsize=2)
+        chart.annotate(
+            row.kind, (x, error.mean), (5, 3), textcoords="offset points", fontsize=8, color=colour
+        )
+    chart.set_yscale("log")
+    chart.set_xlabel(label, fontsize=8, color=_FAINT, loc="left")
+    chart.spines[["top", "right"]].set_visible(False)
