@@ -45,6 +45,7 @@ class KindRow:
         nll: mean negative log-likelihood of a real token, in nats.
         preference: mean of the likelihood of the other continuation less that of the real one, in
             nats; None where there is no other.
+        preference_error: mean distance of that from what it is after full recompute.
     """
 
     group: str
@@ -56,6 +57,7 @@ class KindRow:
     agreement: float
     nll: float
     preference: float | None
+    preference_error: float | None
 
 
 def make_rows(report: EditReport) -> list[KindRow]:
@@ -110,6 +112,7 @@ def find_warnings(report: EditReport) -> list[str]:
 
 def _row(group: str, results: Sequence[EditResult], kind: int) -> KindRow:
     outcomes = [result.outcomes[kind] for result in results]
+    liked, liked_exactly = _preferences(outcomes), _preferences([r.outcomes[0] for r in results])
     tokens = np.array([result.tokens for result in results])
     scored = np.array([result.scored for result in results])
     return KindRow(
@@ -121,13 +124,13 @@ def _row(group: str, results: Sequence[EditResult], kind: int) -> KindRow:
         divergence=_spread(np.array([outcome.divergence for outcome in outcomes]), 10),
         agreement=float(np.mean([outcome.agreement for outcome in outcomes])),
         nll=float(np.mean(np.array([outcome.nll for outcome in outcomes]) / scored)),
-        preference=_preference(outcomes),
+        preference=float(liked.mean()) if len(liked) else None,
+        preference_error=float(abs(liked - liked_exactly).mean()) if len(liked) else None,
     )
 
 
-def _preference(outcomes: Sequence[Outcome]) -> float | None:
-    pairs = [(o.nll_other, o.nll) for o in outcomes if o.nll_other is not None]
-    return float(np.mean([other - nll for other, nll in pairs])) if pairs else None
+def _preferences(outcomes: Sequence[Outcome]) -> np.ndarray:
+    return np.array([o.nll_other - o.nll for o in outcomes if o.nll_other is not None])
 
 
 def _spread(values: np.ndarray, percent: int) -> Spread:

@@ -51,7 +51,7 @@ def _table(report: EditReport, rows: list[KindRow]) -> Table:
     table.add_column("kind")
     headings = ["rows", "first token", "KL mean", "median", "90 %", "top-1", "NLL"]
     if rows[0].preference is not None:
-        headings.append("new over old")
+        headings += ["new over old", "error"]
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
@@ -66,7 +66,7 @@ def _table(report: EditReport, rows: list[KindRow]) -> Table:
             f"{row.nll:.3f}",
         ]
         if row.preference is not None:
-            cells.append(f"{row.preference:+.2f}")
+            cells += [f"{row.preference:+.2f}", f"{row.preference_error:.2f}"]
         table.add_row(row.kind, *cells)
     return table
 

@@ -56,7 +56,8 @@ def mentions(
 
 def _spelled(tokens: Sequence[int], bytes_of: Callable[[int], bytes]) -> tuple[bytes, np.ndarray]:
     """Return the bytes of tokens, and where each token starts in them, and the end."""
-    pieces = [bytes_of(token) for token in tokens]
+    # A control token stands between words.
+    pieces = [bytes_of(token) or b"\0" for token in tokens]
     edges = np.fromiter(accumulate(map(len, pieces), initial=0), dtype=np.int64)
     return b"".join(pieces), edges
 
