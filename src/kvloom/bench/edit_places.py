@@ -101,7 +101,7 @@ def choose_places(
     for new_stop in range(stop, min(stop + rule.behind, room) + 1):
         new_start = _start(hunks[: last + 1], new_stop - rule.context)
         if new_start is None:
-            return f"the last change is longer than the context of {rule.context} tokens"
+            return f"the context of {rule.context} tokens holds nothing before the last change"
         if not is_stable(new_start, new_stop) or not is_stable(new_stop, new_stop + rule.scored):
             continue
         inside = [hunk for hunk in hunks[: last + 1] if hunk[0] >= new_start]
@@ -135,6 +135,7 @@ def _start(hunks: Sequence[tuple[int, int, int]], earliest: int) -> int | None:
         return 0
     start = earliest
     for first, stop, _ in hunks:
-        if first - SINK_TOKENS < start < stop:
-            start = stop
+        behind = max(stop, first + 1)  # a token behind what was only taken out
+        if first - SINK_TOKENS < start < behind:
+            start = behind
     return start if hunks[-1][0] >= start else None

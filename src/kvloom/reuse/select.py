@@ -81,10 +81,11 @@ class HighestDeviation:
 
 @dataclass(frozen=True, slots=True)
 class Mentions:
-    """The rows that name what the edit changed, then those whose values change most.
+    """The rows that name what the edit changed, and those whose values change most.
 
     A renamed identifier lives on in the rows that named it; their values need not change much at
-    an early layer, so that no deviation finds them.
+    an early layer, so that no deviation finds them. An edit may change words that stand
+    everywhere, so that mentions get half of the rows at most.
     """
 
     name: str = "mentions"
@@ -95,8 +96,10 @@ class Mentions:
         """Return the places of marked rows and of those that deviate most."""
         assert rows.deviation is not None, "chose by a deviation that nobody measured"
         assert rows.marked is not None, "chose by marks that nobody made"
-        foremost = np.lexsort((-rows.deviation, ~rows.marked))[:count]
-        return np.sort(rows.place[foremost])
+        by_deviation = np.argsort(-rows.deviation, kind="stable")
+        named = by_deviation[rows.marked[by_deviation]][: count // 2]
+        rest = by_deviation[~np.isin(by_deviation, named)][: count - len(named)]
+        return np.sort(rows.place[np.concatenate([named, rest])])
 
 
 @dataclass(frozen=True, slots=True)
