@@ -31,13 +31,20 @@ def test_every_kind_is_a_line_with_its_figures() -> None:
     ):
         assert part in text
     assert "new over old" not in text
-    for part in ("some edits", "dtype float32", "Abacus", "2 edits are few"):
+    for part in (
+        "some edits",
+        "24 tokens scored 20 behind",
+        "dtype float32",
+        "Abacus",
+        "2 edits are few",
+    ):
         assert part in text
 
 
 def test_preferences_have_columns_of_their_own() -> None:
     pair = (outcome("exact", nll_other=50.0), outcome("shifted", nll_other=51.5))
     text = shown(result("a", *pair), kinds=("exact", "shifted"))
+    assert "the name scored that comes next" in text
     for part in ("new over old", "+2.00", "+3.50", "1.50"):
         assert part in text
 

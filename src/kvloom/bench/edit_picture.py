@@ -37,11 +37,10 @@ def draw(report: EditReport, path: Path) -> None:
         _draw(left, members, lambda row: 100 * row.share.mean, "rows computed, % of the document")
         _draw(right, members, lambda row: 1000 * row.first_token_s.median, "first token, ms")
         left.set_title(f"{group}: {members[0].edits}", fontsize=11, loc="left", fontweight="bold")
-    places = report.options.places
     figure.supxlabel(
         f"{report.source} · {report.options.model} on {report.machine.cpu} · "
-        f"{report.started_at[:10]}\nmean KL to full recompute over {places.scored} tokens, "
-        f"{places.behind} behind the last change, with its standard error; the line is exact",
+        f"{report.started_at[:10]}\nmean KL to full recompute over the tokens that really follow, "
+        "with its standard error; the dashed line is exact",
         fontsize=8,
         color=_FAINT,
         x=0.01,

@@ -74,10 +74,12 @@ def _table(report: EditReport, rows: list[KindRow]) -> Table:
 def _describe(report: EditReport) -> str:
     options, machine = report.options, report.machine
     places = options.places
+    scored = f"{places.scored} tokens scored {places.behind} behind the last change"
+    if any(outcome.nll_other is not None for r in report.results for outcome in r.outcomes):
+        scored = "the name scored that comes next"
     settings = ", ".join(f"{name} {value}" for name, value in options.settings.items())
     return (
-        f"{report.source} · {places.scored} tokens scored {places.behind} behind the last change · "
-        f"documents of at most {places.context:,} tokens\n"
+        f"{report.source} · {scored} · documents of at most {places.context:,} tokens\n"
         f"model {options.model}{f' ({settings})' if settings else ''} · {machine.cpu} "
         f"({machine.physical_cores or '?'} cores) · {report.started_at} · "
         f"{report.duration_s:.0f} s in all"
