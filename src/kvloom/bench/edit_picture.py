@@ -7,6 +7,7 @@ Does not know: how anything was measured.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,9 @@ from kvloom.bench.edit_results import EditReport
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_OURS, _OTHERS, _FAINT = "#c2410c", "#475569", "#64748b"
-_EXACT = "exact"
+_OURS = ("repaired", "shifted")
+_OUR_COLOUR, _COLOUR, _FAINT = "#c2410c", "#475569", "#64748b"
+_MARKERS = "os^vDP*X<>dph"
 
 
 def draw(report: EditReport, path: Path) -> None:
@@ -36,6 +38,7 @@ def draw(report: EditReport, path: Path) -> None:
         members = [row for row in rows if row.group == group]
         _draw(left, members, lambda row: 100 * row.share.mean, "rows computed, % of the document")
         _draw(right, members, lambda row: 1000 * row.first_token_s.median, "first token, ms")
+        right.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
         left.set_title(f"{group}: {members[0].edits}", fontsize=11, loc="left", fontweight="bold")
     figure.supxlabel(
         f"{report.source} · {report.options.model} on {report.machine.cpu} · "
@@ -52,17 +55,21 @@ def draw(report: EditReport, path: Path) -> None:
 def _draw(
     chart: Axes, rows: Sequence[KindRow], place: Callable[[KindRow], float], label: str
 ) -> None:
-    for row in rows:
-        x, error = place(row), row.divergence
-        if row.kind == _EXACT:
-            chart.axvline(x, color=_FAINT, linestyle="--", linewidth=1)
-            continue
-        colour = _OURS if row.kind.startswith(("repaired", "shifted")) else _OTHERS
-        if error.mean <= 0:
-            continue
-        chart.errorbar(x, error.mean, yerr=error.error, fmt="o", color=colour, capsize=2)
-        chart.annotate(
-            row.kind, (x, error.mean), (5, 3), textcoords="offset points", fontsize=8, color=colour
+    chart.axvline(place(rows[0]), color=_FAINT, linestyle="--", linewidth=1, label=rows[0].kind)
+    wrong = [row for row in rows if row.divergence.mean > 0]
+    curve = [row for row in wrong if row.kind.startswith(_OURS)]
+    chart.plot(
+        [place(row) for row in curve], [row.divergence.mean for row in curve], color=_OUR_COLOUR
+    )
+    for row, marker in zip(wrong, cycle(_MARKERS), strict=False):
+        chart.errorbar(
+            place(row),
+            row.divergence.mean,
+            yerr=row.divergence.error,
+            fmt=marker,
+            color=_OUR_COLOUR if row in curve else _COLOUR,
+            capsize=2,
+            label=row.kind,
         )
     chart.set_yscale("log")
     chart.set_xlabel(label, fontsize=8, color=_FAINT, loc="left")
