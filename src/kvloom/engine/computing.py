@@ -12,9 +12,12 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
 
+import numpy as np
+
 from kvloom.engine.engine import Engine
 from kvloom.engine.loop import EngineLoop
 from kvloom.engine.request import Computed, Event, Failed, Repaired
+from kvloom.kv.baseline import Baseline
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.execute import add_part
 from kvloom.kv.plan import Compute, EditPlan, Keep, Mix, Take
@@ -66,18 +69,22 @@ def compute(
     return event
 
 
-def repair(loop: EngineLoop, doc: KVDoc, share: float, rule: Selector) -> Repaired:
+def repair(
+    loop: EngineLoop, doc: KVDoc, share: float, rule: Selector, marked: np.ndarray | None = None
+) -> Repaired:
     """Return a copy of a document in which a share of the stale rows is computed again.
 
     Raises:
         CapacityError: the KV memory has no room for the rows.
     """
-    event = _wait(loop, lambda engine: engine.repair(doc, share, rule))
+    event = _wait(loop, lambda engine: engine.repair(doc, share, rule, marked))
     assert isinstance(event, Repaired)
     return event
 
 
-def carry_out(loop: EngineLoop, doc: KVDoc, plan: EditPlan) -> tuple[KVDoc, int]:
+def carry_out(
+    loop: EngineLoop, doc: KVDoc, plan: EditPlan, baseline: Baseline | None = None
+) -> tuple[KVDoc, int]:
     """Return the document that a plan makes of another one, and how many rows were run.
 
     The other one stays as it is.
@@ -96,7 +103,7 @@ def carry_out(loop: EngineLoop, doc: KVDoc, plan: EditPlan) -> tuple[KVDoc, int]
             for part in plan.parts:
                 if not isinstance(part, Compute):
                     with kept(loop, built):
-                        tokens = call(loop, partial(_add, built, doc, part))
+                        tokens = call(loop, partial(_add, built, doc, part, baseline))
                     continue
                 tokens += part.tokens
                 with kept(loop, built):
@@ -109,8 +116,10 @@ def carry_out(loop: EngineLoop, doc: KVDoc, plan: EditPlan) -> tuple[KVDoc, int]
     return built, rows
 
 
-def _add(built: KVDoc, doc: KVDoc, part: Keep | Take | Mix, _: Engine) -> list[int]:
-    add_part(built, doc, part)
+def _add(
+    built: KVDoc, doc: KVDoc, part: Keep | Take | Mix, baseline: Baseline | None, _: Engine
+) -> list[int]:
+    add_part(built, doc, part, baseline)
     return built.tokens
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, overload
 from kvloom.engine.collect import Collector
 from kvloom.engine.computing import call, carry_out, compute, kept, repair
 from kvloom.engine.engine import Engine
-from kvloom.engine.fidelity import REPAIRED_SHARE, SINK_TOKENS, check_edit
+from kvloom.engine.fidelity import REPAIRED_SHARE, SINK_TOKENS, Approximation, check_edit
 from kvloom.engine.prompts import Prompt, tokenize
 from kvloom.engine.request import Computed
 from kvloom.engine.streams import stream_tokens
@@ -28,9 +28,9 @@ from kvloom.kv.span import cut
 from kvloom.outputs import EditReceipt, Fidelity, Provenance, RequestOutput, StreamChunk
 from kvloom.params import SamplingParams
 from kvloom.reuse.edit_series import TextEdit, edit_series
+from kvloom.reuse.mentions import mentions
 from kvloom.reuse.repair import RepairReceipt
 from kvloom.reuse.retokenize import Retokenizer, TokenEdit
-from kvloom.reuse.select import Selector
 from kvloom.reuse.text_range import LineColumn
 from kvloom.types import ModelSpec
 
@@ -158,6 +158,7 @@ class Document:
         fidelity: Fidelity = "exact",
         share: float = REPAIRED_SHARE,
         selector: str = "blend",
+        baseline: str | None = None,
     ) -> EditReceipt:
         """Put text in the place of a range of characters, and keep the KV that can be kept.
 
@@ -168,7 +169,8 @@ class Document:
             fidelity: `exact` computes all that the edit could touch; `repaired` a share of it,
                 `shifted` the new text only.
             share: of the old tokens behind the edit, to be computed again where `repaired`.
-            selector: how these are chosen: `blend`, `first` or `random`.
+            selector: how these are chosen: `blend`, `mentions`, `first` or `random`.
+            baseline: `unrotated` shows moved keys as other systems do, to compare `shifted` with.
 
         Raises:
             RequestError: the text has no such range, or a setting is out of range.
@@ -176,7 +178,9 @@ class Document:
             CapacityError: the KV memory cannot hold the new document; the old one is unchanged.
         """
         edit = TextEdit(text, start, end)
-        return self.edit_all([edit], fidelity=fidelity, share=share, selector=selector)
+        return self.edit_all(
+            [edit], fidelity=fidelity, share=share, selector=selector, baseline=baseline
+        )
 
     def edit_all(
         self,
@@ -185,15 +189,17 @@ class Document:
         fidelity: Fidelity = "exact",
         share: float = REPAIRED_SHARE,
         selector: str = "blend",
+        baseline: str | None = None,
         lossless_only: bool = False,
     ) -> EditReceipt:
         """Make several edits, each in the text that those before it left; all of them or none.
 
         Args:
             edits: at least one.
-            fidelity: as `edit` has it, likewise the next two.
+            fidelity: as `edit` has it, likewise the next three.
             share: of the old tokens behind the first edit.
             selector: how these are chosen.
+            baseline: what `shifted` is compared with.
             lossless_only: refuse a text that the tokenizer cannot spell.
 
         Raises:
@@ -202,8 +208,9 @@ class Document:
             CapacityError: the KV memory cannot hold the new document; the old one is unchanged.
         """
         begun = time.perf_counter()
+        wanted = check_edit(fidelity, share, selector, baseline)
         found = edit_series(self._llm.retokenizer, self._tokens, edits, lossless_only=lossless_only)
-        return self._edit(found, fidelity, share, selector, begun)
+        return self._edit(found, wanted, begun)
 
     def replace(
         self,
@@ -212,8 +219,11 @@ class Document:
         fidelity: Fidelity = "exact",
         share: float = REPAIRED_SHARE,
         selector: str = "blend",
+        baseline: str | None = None,
     ) -> EditReceipt:
         """Become another text, and keep the KV of what both have in common.
+
+        The settings are those of `edit`.
 
         Raises:
             RequestError: a setting is out of range.
@@ -221,8 +231,9 @@ class Document:
             CapacityError: the KV memory cannot hold the new document; the old one is unchanged.
         """
         begun = time.perf_counter()
+        wanted = check_edit(fidelity, share, selector, baseline)
         found = self._llm.retokenizer.replace_text(self._tokens, text)
-        return self._edit(found, fidelity, share, selector, begun)
+        return self._edit(found, wanted, begun)
 
     def repair(self) -> EditReceipt:
         """Compute everything again that is not exact, and wait for it.
@@ -363,41 +374,39 @@ class Document:
             raise RequestError(f"The text is {text!r}; give a string.", param="text")
         return self._llm.tokenizer.encode(text, add_special_tokens=False)
 
-    def _edit(
-        self, found: TokenEdit, fidelity: Fidelity, share: float, selector_name: str, begun: float
-    ) -> EditReceipt:
+    def _edit(self, found: TokenEdit, wanted: Approximation, begun: float) -> EditReceipt:
         """Carry out an edit of tokens."""
-        rule = check_edit(fidelity, share, selector_name)
-        if fidelity == "exact":
+        if wanted.fidelity == "exact":
             return self._make_exact(found.applied(self._tokens), found, begun)
         with self._complete():
-            return self._approximate(found, fidelity, (share, rule), begun)
+            return self._approximate(found, wanted, begun)
 
-    def _approximate(
-        self, found: TokenEdit, fidelity: Fidelity, share_rule: tuple[float, Selector], begun: float
-    ) -> EditReceipt:
+    def _approximate(self, found: TokenEdit, wanted: Approximation, begun: float) -> EditReceipt:
         """Carry out an edit of tokens that keeps KV behind it."""
-        tokens = found.applied(self._tokens)
+        old, tokens = self._tokens, found.applied(self._tokens)
         plan = self._call(lambda _: self._kv.apply(found.edit))
         require_movable(plan, self._llm.spec)
         if not found.replaced:
-            return self._receipt(fidelity, found, 0, begun)
+            return self._receipt(wanted.fidelity, found, 0, begun)
         if plan.kept_prefix < SINK_TOKENS:
             # What all other tokens attend to has changed: nothing behind it is worth keeping.
             return self._make_exact(tokens, found, begun)
         loop = self._llm.loop
-        kv, rows = carry_out(loop, self._kv, plan)
+        kv, rows = carry_out(loop, self._kv, plan, wanted.baseline)
         repaired = None
-        if fidelity == "repaired":
+        if wanted.fidelity == "repaired":
+            marked = None
+            if wanted.rule.wants_marks:
+                marked = mentions(old, found, self._llm.tokenizer.token_bytes)
             try:
                 with kept(loop, kv):
-                    done = repair(loop, kv, *share_rule)
+                    done = repair(loop, kv, wanted.share, wanted.rule, marked)
             finally:
                 self._call(partial(Engine.release, doc=kv))
             kv, repaired = done.doc, done.receipt
         self._own_instead(kv)
         self._tokens = tokens
-        return self._receipt(fidelity, found, rows, begun, repaired)
+        return self._receipt(wanted.fidelity, found, rows, begun, repaired)
 
     def _make_exact(self, tokens: list[int], found: TokenEdit, begun: float) -> EditReceipt:
         """Become these tokens, with the KV that a fresh prefill would have."""

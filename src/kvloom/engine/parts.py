@@ -47,7 +47,7 @@ def join_parts(
         UnsupportedModelError: the model's positions cannot be moved; `exact` still works.
         CapacityError: the KV memory cannot hold the parts.
     """
-    rule = check_edit(fidelity, share, selector)
+    rule = check_edit(fidelity, share, selector).rule
     joining = Joining(llm.loop, llm.spec, sink_of(llm.tokenizer), fidelity, share, rule)
     joined = joining.join(tokenize_parts(llm.tokenizer, parts))
     return Document(llm, joined.tokens, joined.doc, joined.receipt)
