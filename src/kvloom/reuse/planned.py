@@ -30,6 +30,11 @@ class PlannedRows:
     name: str = "planned"
 
     @property
+    def wants_marks(self) -> bool:
+        """Whether it asks for rows that an edit names; a plan was made without one."""
+        return False
+
+    @property
     def check_layer(self) -> int | None:
         """The last layer at which a repair's selector compares; None if none does."""
         layers = [
