@@ -21,6 +21,7 @@ from kvloom.decode.detokenize import TextDecoder
 from kvloom.decode.draw import Draw, draw
 from kvloom.decode.state import check_vocabulary, draw_keys
 from kvloom.engine.chunks import Chunks
+from kvloom.engine.idle import IdleWork
 from kvloom.engine.limits import Limits
 from kvloom.engine.memory import EngineMemory
 from kvloom.engine.repairs import Repairs
@@ -88,6 +89,7 @@ class Engine:
         self._requests: dict[str, Request] = {}
         self._repairs = Repairs(self.memory, runner)
         self.chunks = Chunks(self.memory)
+        self.idle = IdleWork(self.memory)
         self._let_go: deque[KVDoc] = deque()
         self._numbers = count()
         self._counts: Counter[str] = Counter()
@@ -198,6 +200,8 @@ class Engine:
             logger.exception("a step failed")
             names = {_sequence(share).request.request_id for share in shares}
             return [event for name in names for event in self._fail(name, error)]
+        finally:
+            self.memory.begin_step()  # what was promised is taken
         self._counts["steps"] += 1
         events = self._advance(shares, output)
         return events + self._repairs.step() if self._repairs else events
@@ -205,30 +209,11 @@ class Engine:
     @property
     def is_busy(self) -> bool:
         """Whether a step or an idle step would do anything."""
-        return self.has_work or self.has_idle_work
-
-    @property
-    def has_idle_work(self) -> bool:
-        """Whether there is something to do while nobody waits."""
-        return self.memory.shelf is not None and self.memory.shelf.next_waiting is not None
-
-    def idle_step(self) -> None:
-        """Do a little of what can wait: store the KV of a document."""
-        shelf = self.memory.shelf
-        doc = None if shelf is None else shelf.next_waiting
-        if shelf is not None and doc is not None:
-            try:
-                shelf.keep_next()
-            except Exception:  # the store is a convenience: nothing depends on it
-                logger.exception("a document was not stored")
-            self.release(doc)
+        return self.has_work or self.idle.has_work
 
     def close(self) -> None:
-        """Store what waits, and let go of the store."""
-        while self.has_idle_work:
-            self.idle_step()
-        if self.memory.shelf is not None:
-            self.memory.shelf.close()
+        """Store what waits, as far as time allows, and let go of the store."""
+        self.idle.close()
 
     def new_document(self) -> KVDoc:
         """Return an empty document, held until the receiver releases it."""
@@ -377,7 +362,7 @@ class Engine:
         if running:
             doc = self.memory.detach(sequence)
             self.memory.publish(doc)
-            self._put_by(doc, request.tenant)
+            self.idle.put_by(doc.tokens, request.tenant)
             request.provenance = _join(request.provenance, doc.provenance())
             if request.params is None and emission is None:
                 # Held at once, so that it can be forgotten before its receiver takes it.
@@ -400,13 +385,6 @@ class Engine:
         scores = () if scoring is None else tuple(scoring.scores)
         logits = None if scoring is None else scoring.logits
         return [Computed(request.request_id, request.result, usage, scores, logits)]
-
-    def _put_by(self, doc: KVDoc, tenant: str) -> None:
-        """Let a document's KV be stored when there is time, unless it is forgotten before."""
-        if self.memory.shelf is not None and doc.length:
-            fork = doc.fork()
-            self.memory.hold(fork)
-            self.memory.shelf.put_by(fork, tenant)
 
     def _fail(self, request_id: str, error: Exception) -> list[Event]:
         if not isinstance(error, KvloomError):

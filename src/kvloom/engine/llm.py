@@ -91,7 +91,7 @@ class LLM:
             CapacityError: a prompt cannot be held.
         """
         if (prompts is None) == (parts is None):
-            raise RequestError("Give prompts or parts, and not both.", param="prompts")
+            raise RequestError("Give prompts or parts, and not both.", param="prompt")
         if prompts is None:
             (one,) = as_params(params, 1)
             document = self.join(parts or (), fidelity=fidelity)
