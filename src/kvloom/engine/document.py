@@ -10,7 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
 from kvloom.engine.collect import Collector
 from kvloom.engine.computing import (
@@ -34,41 +34,15 @@ from kvloom.kv.span import cut
 from kvloom.outputs import EditReceipt, Fidelity, Provenance, RequestOutput, StreamChunk
 from kvloom.params import SamplingParams
 from kvloom.reuse.repair import RepairReceipt
-from kvloom.reuse.retokenize import Retokenizer, TokenEdit
+from kvloom.reuse.retokenize import TokenEdit
 from kvloom.reuse.text_range import LineColumn, line_column_range
-from kvloom.types import ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kvloom.engine.loop import EngineLoop
-    from kvloom.model.tokenizer import TextTokenizer
+    from kvloom.engine.host import Host
 
 T = TypeVar("T")
-
-
-class Host(Protocol):
-    """What a document needs of the model it belongs to; `LLM` and `AsyncLLM` offer it."""
-
-    @property
-    def tokenizer(self) -> TextTokenizer:
-        """The model's own tokenizer."""
-        ...
-
-    @property
-    def retokenizer(self) -> Retokenizer:
-        """Turns edits of text into edits of tokens."""
-        ...
-
-    @property
-    def spec(self) -> ModelSpec:
-        """What the probe found out about the model."""
-        ...
-
-    @property
-    def loop(self) -> EngineLoop:
-        """The thread that owns the engine."""
-        ...
 
 
 class Document:

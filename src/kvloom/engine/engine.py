@@ -19,19 +19,18 @@ from kvloom.config import EngineConfig
 from kvloom.decode.accept import Emission, GenerationState
 from kvloom.decode.detokenize import TextDecoder
 from kvloom.decode.draw import Draw, draw
-from kvloom.decode.state import check_vocabulary, draw_keys
+from kvloom.engine.asking import Wishes, make_request
 from kvloom.engine.chunks import Chunks
 from kvloom.engine.idle import IdleWork
 from kvloom.engine.limits import Limits
 from kvloom.engine.memory import EngineMemory
 from kvloom.engine.repairs import Repairs
 from kvloom.engine.request import Computed, Event, Failed, Request, Sequence
-from kvloom.engine.scoring import Scoring
-from kvloom.errors import CapacityError, KvloomError, RequestError
+from kvloom.errors import CapacityError, KvloomError
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
 from kvloom.kv.pool import PAGE_SLOTS, Pool
-from kvloom.outputs import EngineStats, Provenance
+from kvloom.outputs import EngineStats
 from kvloom.params import SamplingParams
 from kvloom.reuse.repair import Repair
 from kvloom.reuse.select import Selector
@@ -126,33 +125,16 @@ class Engine:
             RequestError: the prompt is empty, too long or outside of the vocabulary.
             CapacityError: too many requests wait.
         """
-        tokens = self.limits.check(prompt_tokens, generates=params is not None)
-        alternatives = 0
-        if not isinstance(params, SamplingParams | None):
-            raise RequestError(
-                f"params are {type(params).__name__}; give SamplingParams.", param="params"
-            )
-        if params is not None:
-            check_vocabulary(params, self.limits.vocab_size)
-            if params.prompt_logprobs is not None:
-                score_from, alternatives = 0, params.prompt_logprobs
-        scoring = None
-        if score_from is not None:
-            scoring = Scoring(tokens, score_from, alternatives, keep_logits)
-        number, room = next(self._numbers), self.limits.max_tokens - len(tokens)
-        request = Request(
-            request_id=f"request-{number}",
-            prompt_tokens=tokens,
-            params=params,
-            keys=() if params is None else draw_keys(params),
-            max_tokens=0 if params is None else min(params.max_tokens or room, room),
-            base=base,
-            scoring=scoring,
-            reuse_prefix=self.config.enable_prefix_caching,
-            submitted_s=time.monotonic(),
-            exact_only=exact_only,
-            tenant=tenant or ANYBODY,
+        number = next(self._numbers)
+        request = make_request(
+            number,
+            self.limits,
+            prompt_tokens,
+            params,
+            Wishes(base, exact_only, tenant or ANYBODY, score_from, keep_logits),
         )
+        request.reuse_prefix = self.config.enable_prefix_caching
+        tokens = request.prompt_tokens
         sequence = Sequence(number, len(tokens), request=request, index=0, tokens=list(tokens))
         self._scheduler.add(sequence)
         if base is not None and base in self.memory.idle:
@@ -363,7 +345,7 @@ class Engine:
             doc = self.memory.detach(sequence)
             self.memory.publish(doc)
             self.idle.put_by(doc.tokens, request.tenant)
-            request.provenance = _join(request.provenance, doc.provenance())
+            request.add_provenance(doc.provenance())
             if request.params is None and emission is None:
                 # Held at once, so that it can be forgotten before its receiver takes it.
                 self.hold(doc)
@@ -428,9 +410,3 @@ def _place_in_memory(share: Share) -> tuple[int, int]:
     assert sequence.doc is not None
     spans = sequence.doc.spans
     return (spans[0].pool_slots[0] if spans else -1, sequence.arrival)
-
-
-def _join(first: Provenance, second: Provenance) -> Provenance:
-    tokens = Counter(first.tokens) + Counter(second.tokens)
-    nbytes = Counter(first.nbytes) + Counter(second.nbytes)
-    return Provenance(tokens=dict(tokens), nbytes=dict(nbytes))
