@@ -7,7 +7,7 @@ Does not know: how the engine comes to its answers.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,13 @@ def expected_completion(
                 return tokens, "stop", drawn.token_id
         if len(tokens) >= most:
             return tokens, "length", None
+
+
+def check_states(states: Mapping[str, int], length: int) -> None:
+    """Check that tokens by state add up; an inexact token may be so for several reasons."""
+    sure = states.get("exact", 0) + states.get("forgotten", 0)
+    reasons = [count for name, count in states.items() if name not in {"exact", "forgotten"}]
+    assert sure + max(reasons, default=0) <= length <= sure + sum(reasons)
 
 
 def expected_logprobs(oracle: Oracle, tokens: Sequence[int], first_row: int = 0) -> list[float]:

@@ -57,7 +57,9 @@ def test_a_copy_holds_the_bits_and_touches_nothing_else(dtype, layouts, data):
     source, target = filled(dtype, layouts[0], 0), filled(dtype, layouts[1], 1)
     first, stop = sorted((data.draw(edges), data.draw(edges)))
     if data.draw(st.booleans(), label="neighbours"):
-        start = data.draw(st.one_of(edges, st.just(first)).filter(lambda x: x <= SIZE - stop + first))
+        start = data.draw(
+            st.one_of(edges, st.just(first)).filter(lambda x: x <= SIZE - stop + first)
+        )
         places = list(range(start, start + stop - first))
     else:
         places = data.draw(st.permutations(range(SIZE)))[: stop - first]
