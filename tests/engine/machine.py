@@ -27,7 +27,7 @@ from kvloom.errors import CapacityError, RequestError
 from kvloom.kv.edit import Truncate
 from kvloom.params import SamplingParams
 from kvloom.reuse.select import selector
-from tests.engine.worlds import Held, World, check_states, params, prompts
+from tests.engine.worlds import BOOKS, Held, World, check_states, params, prompts
 
 wishes = st.fixed_dictionaries(
     {
@@ -61,6 +61,7 @@ class AnyMix(RuleBasedStateMachine):
             max_running=max_running,
             enable_prefix_caching=caching,
         )
+        self.read_text(BOOKS[0][:120])
 
     @rule(prompt=prompts(), wanted=params)
     def submit(self, prompt: list[int], wanted: SamplingParams) -> None:
@@ -204,7 +205,7 @@ class AnyMix(RuleBasedStateMachine):
         if 0 < len(doc.tokens) < self.world.limit:
             self.world.submit(doc.tokens, wanted)
 
-    @precondition(lambda self: self.texts)
+    @precondition(lambda self: len(self.texts) > 1)
     @rule(data=st.data())
     def close_text(self, data: st.DataObject) -> None:
         doc = data.draw(st.sampled_from(self.texts))
