@@ -158,6 +158,7 @@ class LetterTokenizer:
     eos_token_ids = frozenset({EOS})
     bos_token_id = None
     vocab_size = VOCAB_SIZE
+    joins_bytes = True
     letters = "\0abcdefghijklmnopqrstuvwxyz .,:\n"
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:

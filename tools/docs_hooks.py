@@ -17,7 +17,38 @@ MARKER = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 MEANINGS = {
     "add_special_tokens": "let the tokenizer add its special tokens; true if left out",
     "best_of": "accepted where it equals `n`",
-    "content": "text, or a list of parts of type `text`",
+    "append": "text that comes behind the document; its tokens do not merge with those before",
+    "cache_prompt": "accepted, changes nothing: equal prefixes are found anyway",
+    "character": "column from zero, in UTF-16 units",
+    "content": "text, or a list of parts of type `text` and `document`",
+    "document": "id of a document that the prompts go on from",
+    "documents": "ids of several, one behind the other; the KV of the first is used",
+    "document_id": "id of a document",
+    "edits": "a list of edits, see below",
+    "end": "character behind the last",
+    "fidelity": "`exact`, `repaired` or `shifted`",
+    "filename": "name of the text",
+    "input_extra": 'a list of `{"filename": ..., "text": ...}`, the most useful last',
+    "input_prefix": "text before the gap",
+    "input_suffix": "text behind the gap",
+    "kvloom": "see below; asks for the receipt",
+    "line": "from zero",
+    "n_indent": "accepted, changes nothing",
+    "n_predict": "tokens generated at most; −1 for no limit, 0 to read the prompt only",
+    "range": "`start` and `end`, each with `line` and `character`, as editors send them",
+    "rangeLength": "accepted, changes nothing: the protocol calls it out of date",
+    "repeat_penalty": "as `repetition_penalty`",
+    "response_fields": "names of the fields that are wanted; `a/b` takes `b` out of `a`",
+    "return_tokens": "give the token ids as well",
+    "samplers": "accepted, changes nothing",
+    "selector": "how repaired tokens are chosen: `blend`, `first` or `random`",
+    "share": "of the old tokens behind the edit, computed again where `repaired`",
+    "start": "first character replaced",
+    "suffix": "text behind the gap that is to be filled; see below",
+    "t_max_predict_ms": "accepted, changes nothing",
+    "t_max_prompt_ms": "accepted, changes nothing",
+    "text": "text",
+    "version": "the version that the client knows; another one is a 409",
     "echo": "put the prompt before each completion; with `logprobs` its tokens are scored as well",
     "include_usage": "end the stream with a chunk that holds `usage`",
     "logprobs": "report log-probabilities",
@@ -25,8 +56,9 @@ MEANINGS = {
     "messages": "the conversation",
     "metadata": "a label; accepted, changes nothing",
     "model": "the served model's name; may be left out",
-    "name": "handed to the chat template",
-    "prompt": "text, a list of texts, token ids, or a list of lists of token ids",
+    "name": "a label; in a message, handed to the chat template",
+    "prompt": "text, a list of texts, token ids, or a list of lists of token ids; may be left out "
+    "with a document; in `/infill`, the beginning of what fills the gap",
     "prompt_cache_key": "a label; accepted, changes nothing: equal prefixes are found anyway",
     "return_token_strs": "give each token's text as well",
     "role": "`system`, `developer` (read as `system`), `user` or `assistant`",
@@ -50,13 +82,18 @@ def generated(name: str) -> str:
     Raises:
         KeyError: nothing of this name is generated.
     """
-    from kvloom.serve import schemas, unsupported
+    from kvloom.serve import document_bodies, infill_body, schemas, unsupported
 
     makers: Mapping[str, Callable[[], str]] = {
         "command-line": command_line,
         "fields-chat": lambda: fields(schemas.ChatBody, skip=schemas.SamplingBody),
         "fields-chat-message": lambda: fields(schemas.ChatMessage),
         "fields-completion": lambda: fields(schemas.CompletionBody, skip=schemas.SamplingBody),
+        "fields-create": lambda: fields(document_bodies.CreateBody),
+        "fields-edit": lambda: fields(document_bodies.Edit),
+        "fields-infill": lambda: fields(infill_body.InfillBody),
+        "fields-kvloom": lambda: fields(schemas.KvloomOptions),
+        "fields-patch": lambda: fields(document_bodies.PatchBody),
         "fields-detokenize": lambda: fields(schemas.DetokenizeBody),
         "fields-shared": lambda: fields(schemas.SamplingBody),
         "fields-stream-options": lambda: fields(schemas.StreamOptions),
@@ -65,6 +102,7 @@ def generated(name: str) -> str:
         "refused-both": lambda: refused(unsupported.BOTH),
         "refused-chat": lambda: refused(unsupported.CHAT, without=unsupported.BOTH),
         "refused-completion": lambda: refused(unsupported.COMPLETION, without=unsupported.BOTH),
+        "refused-infill": lambda: refused(unsupported.INFILL),
         "refused-message": lambda: refused(unsupported.MESSAGE),
         "refused-stream-options": lambda: refused(unsupported.STREAM_OPTIONS),
         "refused-tokenize": lambda: refused(unsupported.TOKENIZE),
@@ -114,9 +152,11 @@ def routes() -> str:
     """Return a table of the routes there are."""
     from fastapi.routing import APIRoute
 
+    from kvloom.serve import document_routes
     from kvloom.serve.routes import router
 
-    found = [route for route in router.routes if isinstance(route, APIRoute)]
+    both = [*router.routes, *document_routes.router.routes]
+    found = [route for route in both if isinstance(route, APIRoute)]
     rows = [
         (f"`{' '.join(sorted(route.methods or ()))}`", f"`{route.path}`", route.description)
         for route in found

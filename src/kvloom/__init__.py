@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kvloom.engine.async_document import AsyncDocument
     from kvloom.engine.document import Document
     from kvloom.engine.llm import LLM
-    from kvloom.engine.prompts import Chunk
+    from kvloom.engine.parts import Chunk
     from kvloom.engine.shelving import StoreSettings
     from kvloom.errors import (
         CapacityError,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Usage,
     )
     from kvloom.params import SamplingParams
+    from kvloom.reuse.edit_series import TextEdit
 
 _HOMES = {
     "LLM": "kvloom.engine.llm",
@@ -41,12 +42,13 @@ _HOMES = {
     "AsyncLLM": "kvloom.engine.aio",
     "EngineConfig": "kvloom.config",
     "SamplingParams": "kvloom.params",
-    "Chunk": "kvloom.engine.prompts",
+    "Chunk": "kvloom.engine.parts",
     "CompletionOutput": "kvloom.outputs",
     "EditReceipt": "kvloom.outputs",
     "StoreSettings": "kvloom.engine.shelving",
     "RequestOutput": "kvloom.outputs",
     "StreamChunk": "kvloom.outputs",
+    "TextEdit": "kvloom.reuse.edit_series",
     "Usage": "kvloom.outputs",
     "CapacityError": "kvloom.errors",
     "KvloomError": "kvloom.errors",
@@ -72,6 +74,7 @@ __all__ = [
     "SamplingParams",
     "StoreSettings",
     "StreamChunk",
+    "TextEdit",
     "UnsupportedModelError",
     "Usage",
     "__version__",

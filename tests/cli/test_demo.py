@@ -1,4 +1,4 @@
-"""`kvloom demo`: the second question finds the file's tokens computed."""
+"""`kvloom demo`: what was read is found again: after a question, an edit and a restart."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from kvloom.cli.demo import MODULE, QUESTIONS, comparison, module_source
+from kvloom.cli.demo import MODULE, NEW_LINE, OLD_LINE, Step, comparison, cost_table, module_source
 from kvloom.errors import RequestError
-from kvloom.outputs import Usage
+from kvloom.outputs import EditReceipt, Provenance, Usage
 from tests.cli.conftest import Invoke, assert_error, run_kvloom
 
 
@@ -27,13 +27,24 @@ def test_a_module_without_source_is_said(name: str) -> None:
         module_source(name)
 
 
-def test_comparison_says_what_was_reused() -> None:
-    first = Usage(100, 5, 0, 100, time_to_first_token_s=12.0)
-    second = Usage(103, 5, 90, 13, time_to_first_token_s=0.25)
-    text = comparison(first, second)
-    assert "reused 90 of its 103 prompt tokens" in text
-    assert "0.25 s instead of 12.00 s" in text
-    assert comparison(Usage(1, 1, 0, 1), second).endswith("prompt tokens.")
+def test_the_line_that_changes_stands_in_the_file_once() -> None:
+    assert module_source(MODULE).count(OLD_LINE) == 1
+    assert NEW_LINE not in module_source(MODULE)
+
+
+def test_an_edit_counts_towards_what_follows_it() -> None:
+    exact = Provenance({"exact": 100})
+    read = Step("read", Usage(100, 5, 0, 100, time_to_first_token_s=12.0, provenance=exact))
+    edit = EditReceipt("shifted", {"exact": 40, "moved": 60}, recomputed=9, seconds=0.5)
+    moved = Provenance({"exact": 40, "moved": 60})
+    usage = Usage(100, 5, 99, 1, time_to_first_token_s=0.25, provenance=moved)
+    changed = Step("changed", usage, edit)
+    assert (changed.computed, changed.first_token_s) == (10, 0.75)
+    text = comparison([read, changed, read, changed])
+    assert "0.75 s with 10 rows run, exactly after 12.0 s with 100" in text
+    table = cost_table([read, changed])
+    kept = list(table.columns[-1].cells)
+    assert kept == ["100 exact", "40 exact · 60 moved"]
 
 
 def test_a_model_whose_context_is_too_short_is_said(invoke: Invoke, plain_model: str) -> None:
@@ -53,9 +64,9 @@ def test_the_embedded_model_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     done = run_kvloom("demo")
     assert done.returncode == 0, done.stderr
     assert "Timer" in done.stdout
-    assert len(done.stdout.strip().splitlines()) >= len(QUESTIONS)
-    reused, prompt = re.search(  # type: ignore[union-attr]
-        r"reused ([\d,]+) of its ([\d,]+) prompt", done.stderr
-    ).groups()
-    tokens = [int(number.replace(",", "")) for number in (reused, prompt)]
-    assert 3000 <= tokens[0] < tokens[1] <= tokens[0] + 40
+    shifted, exact, restarted = (
+        int(number.replace(",", "")) for number in re.findall(r"with ([\d,]+)", done.stderr)
+    )
+    assert shifted < 100
+    assert 2000 < exact < 4000
+    assert restarted == 1

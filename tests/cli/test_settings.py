@@ -39,7 +39,13 @@ def test_defaults_are_those_of_the_server() -> None:
 
 def test_server_options_are_passed_on() -> None:
     options = ServerOptions(
-        host="::1", port=9, api_key=["a", "b"], served_model_name="x", max_body=7, grace=1.5
+        host="::1",
+        port=9,
+        api_key=["a", "b"],
+        served_model_name="x",
+        max_body=7,
+        max_documents=3,
+        grace=1.5,
     )
     assert options.config("tiny") == ServerConfig(
         host="::1",
@@ -47,6 +53,7 @@ def test_server_options_are_passed_on() -> None:
         api_keys=("a", "b"),
         served_model_name="x",
         max_body_bytes=7,
+        max_documents=3,
         grace_s=1.5,
     )
 

@@ -22,6 +22,7 @@ class LibraryText:
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(token for token, entry in added.items() if entry.special)
         self.eos_token_ids = frozenset({backend.token_to_id(end)})
+        self.joins_bytes = isinstance(backend.decoder, decoders.ByteLevel)
 
     @classmethod
     def from_folder(cls, folder: Path, end: str) -> LibraryText:

@@ -13,6 +13,7 @@ import pytest
 import typer
 
 from kvloom.cli import make_app
+from kvloom.serve.infill_body import InfillBody
 from kvloom.serve.schemas import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from tests.docs.pages import PAGES, ROOT, command_lines, inline_commands, name_of
 
@@ -21,6 +22,7 @@ BODIES = {
     "/v1/chat/completions": ChatBody,
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,
+    "/infill": InfillBody,
 }
 VARIABLE = re.compile(r"[A-Z_]+=.*")
 

@@ -11,19 +11,29 @@ from pydantic import BaseModel, ValidationError
 from tools.docs_hooks import MARKER, generated, on_page_markdown
 
 from kvloom.outputs import EngineStats
+from kvloom.serve.document_bodies import CreateBody, Edit, PatchBody
+from kvloom.serve.infill_body import InfillBody
 from kvloom.serve.metrics import Metrics
-from kvloom.serve.schemas import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from kvloom.serve.schemas import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    KvloomOptions,
+    TokenizeBody,
+)
 from tests.docs.pages import PAGES, ROOT
 
 MESSAGE = {"role": "user", "content": "Hello"}
 CHAT: dict[str, Any] = {"messages": [MESSAGE]}
 COMPLETION: dict[str, Any] = {"prompt": "Hello"}
+INFILL: dict[str, Any] = {"input_prefix": "a", "input_suffix": "b"}
 TOKENIZE: dict[str, Any] = {"prompt": "Hello"}
 REFUSALS = [
     ("refused-both", CompletionBody, COMPLETION),
     ("refused-both", ChatBody, CHAT),
     ("refused-completion", CompletionBody, COMPLETION),
     ("refused-chat", ChatBody, CHAT),
+    ("refused-infill", InfillBody, INFILL),
     ("refused-tokenize", TokenizeBody, TOKENIZE),
 ]
 ACCEPTED = [
@@ -31,6 +41,11 @@ ACCEPTED = [
     (("fields-shared", "fields-chat"), ChatBody),
     (("fields-tokenize",), TokenizeBody),
     (("fields-detokenize",), DetokenizeBody),
+    (("fields-create",), CreateBody),
+    (("fields-edit",), Edit),
+    (("fields-infill",), InfillBody),
+    (("fields-kvloom",), KvloomOptions),
+    (("fields-patch",), PatchBody),
 ]
 
 
@@ -59,10 +74,11 @@ def test_tables_name_every_accepted_field(tables: tuple[str, ...], body: type[Ba
 
 
 def test_all_routes_of_the_server_are_listed() -> None:
+    from kvloom.serve import document_routes
     from kvloom.serve.routes import router
 
     text = generated("routes")
-    for route in router.routes:
+    for route in [*router.routes, *document_routes.router.routes]:
         assert f"`{route.path}`" in text
 
 

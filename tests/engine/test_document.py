@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from kvloom import LLM, Document, RequestError
 from kvloom.engine import computing as computing_module
 from kvloom.engine import document as document_module
+from kvloom.engine.engine import Engine
 from kvloom.errors import CapacityError, KvloomError, UnsupportedModelError
 from kvloom.outputs import Fidelity
 from tests.engine.worlds import (
@@ -452,3 +453,101 @@ def test_a_tiny_model_answers_after_a_repair_of_all_as_after_a_fresh_prefill(
             assert doc.score("and so on") == pytest.approx(wanted, abs=close, rel=close)
         doc.repair()
         assert set(doc.provenance.tokens) == {"exact"}
+
+
+def test_a_repair_without_room_leaves_the_document(
+    make_llm: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: Any) -> Any:
+        raise CapacityError("There is no room.")
+
+    llm = make_llm(enable_prefix_caching=False)
+    doc = llm.document(STORY[:100])
+    text, held = doc.text, used(llm)
+    monkeypatch.setattr(Engine, "repair", no_room)
+    with pytest.raises(CapacityError):
+        doc.edit(40, 41, "abc", fidelity="repaired")
+    assert doc.text == text
+    assert doc.provenance.tokens == {"exact": 100}
+    assert used(llm) == held
+    assert doc.edit(40, 41, "abc", fidelity="shifted").recomputed == 3
+
+
+def edited(llm: LLM, tokens: list[int], **how: Any) -> Document:
+    """Return a document of the tokens with characters put in."""
+    doc = llm.document(tokens)
+    doc.edit(40, 40, "1234567", **how)
+    return doc
+
+
+def test_a_baseline_shows_moved_keys_as_they_were_and_is_trusted_nowhere(
+    tiny_folder: Any,
+) -> None:
+    with LLM(str(tiny_folder), kv_memory="4MiB", dtype="float32", threads=1) as llm:
+        tokens = llm.tokenizer.encode(STORY[:200])
+        shifted = edited(llm, tokens, fidelity="shifted")
+        unrotated = edited(llm, tokens, fidelity="shifted", baseline="unrotated")
+        assert unrotated.text == shifted.text == STORY[:40] + "1234567" + STORY[40:200]
+        assert unrotated.tokens == shifted.tokens
+        assert "moved" in shifted.provenance.tokens
+        assert "moved" not in unrotated.provenance.tokens
+        assert unrotated.provenance.tokens["foreign"] == shifted.provenance.tokens["foreign"]
+        assert unrotated.score("the end") != shifted.score("the end")
+        # Nobody is served what it shows, and a repair leaves nothing of it.
+        fresh = llm.document(shifted.tokens)
+        exact = fresh.score("the end")
+        for doc in (shifted, unrotated):
+            doc.repair()
+            assert doc.provenance.tokens == {"exact": len(doc.tokens)}
+            assert doc.score("the end") == pytest.approx(exact, abs=1e-5)
+
+
+def test_the_baseline_of_an_edit_that_moves_nothing_is_the_shifted_one(tiny_folder: Any) -> None:
+    with LLM(str(tiny_folder), kv_memory="4MiB", enable_prefix_caching=False, threads=1) as llm:
+        scores = []
+        for baseline in (None, "unrotated"):
+            doc = llm.document(STORY[:100])
+            doc.edit(40, 41, "#", fidelity="shifted", baseline=baseline)
+            scores.append(doc.score("the end"))
+        assert scores[0] == scores[1]
+
+
+def test_rows_that_mention_what_an_edit_renames_are_repaired(tiny_folder: Any) -> None:
+    text = "".join(f"line {n} of a text;\n" for n in range(8))
+    text = "# A module about fruit.\ndef apples():\n" + text + "apples()\n" + text
+    with LLM(str(tiny_folder), kv_memory="4MiB", enable_prefix_caching=False, threads=1) as llm:
+        doc = llm.document(text)
+        place = text.index("apples")
+        receipt = doc.edit(
+            place, place + 6, "pears", fidelity="repaired", share=0.1, selector="mentions"
+        )
+        assert receipt.repaired > 0
+        spelled, repaired = "", []
+        for span, taint in doc.kv.taints():
+            part = llm.retokenizer.text(span.tokens)
+            repaired += [len(spelled)] if "REPAIRED" in str(taint) else []
+            spelled += part
+        mentioned = spelled.index("apples")
+        assert any(mentioned <= at + 2 and at < mentioned + 6 for at in repaired)
+
+
+@pytest.mark.parametrize(
+    ("how", "param"),
+    [
+        ({"fidelity": "shifted", "baseline": "odd"}, "baseline"),
+        ({"fidelity": "repaired", "baseline": "unrotated"}, "baseline"),
+        ({"baseline": "unrotated"}, "baseline"),
+        ({"fidelity": "odd"}, "fidelity"),
+        ({"fidelity": "repaired", "selector": "odd"}, "selector"),
+        ({"fidelity": "repaired", "share": 1.1}, "share"),
+    ],
+)
+def test_settings_of_edits_that_cannot_be_are_refused(
+    make_llm: Make, how: dict[str, Any], param: str
+) -> None:
+    llm = make_llm()
+    doc = llm.document(STORY[:100])
+    with pytest.raises(RequestError) as raised:
+        doc.edit(40, 44, "abc", **how)
+    assert raised.value.param == param
+    check(llm, doc, TOKENIZER.encode(STORY[:100]))

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from kvloom.engine.fidelity import as_place, check_edit
+from kvloom.engine.fidelity import check_edit
 from kvloom.errors import RequestError
 
 
 @pytest.mark.parametrize("share", [0, 0.15, 1, 1.0])
 @pytest.mark.parametrize("fidelity", ["exact", "repaired", "shifted"])
 def test_the_selector_of_that_name_is_given(fidelity: Any, share: float) -> None:
-    assert check_edit(fidelity, share, "first").name == "first"
+    assert check_edit(fidelity, share, "first").rule.name == "first"
 
 
 @pytest.mark.parametrize(
@@ -26,15 +26,11 @@ def test_the_selector_of_that_name_is_given(fidelity: Any, share: float) -> None
         (("exact", True, "blend"), "share"),
         (("exact", "half", "blend"), "share"),
         (("exact", 0.5, "worst"), "selector"),
+        (("repaired", 0.5, "blend", "unrotated"), "baseline"),
+        (("shifted", 0.5, "blend", "odd"), "baseline"),
     ],
 )
 def test_wrong_settings_are_named(settings: Any, param: str) -> None:
     with pytest.raises(RequestError) as refused:
         check_edit(*settings)
     assert refused.value.param == param
-
-
-def test_both_ends_of_a_range_are_given_alike() -> None:
-    assert as_place((1, 2)) == (1, 2)
-    with pytest.raises(RequestError, match="same way"):
-        as_place(3)

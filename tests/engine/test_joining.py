@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kvloom import LLM
 from kvloom.engine import computing as computing_module
 from kvloom.engine import joining as joining_module
-from kvloom.engine.prompts import Chunk
+from kvloom.engine.parts import Chunk
 from kvloom.errors import CapacityError, KvloomError, RequestError, UnsupportedModelError
 from kvloom.outputs import Fidelity
 from tests.engine.worlds import BOOKS, TOKENIZER, check_states, expected_completion, greedy

@@ -4,16 +4,7 @@ from typing import Any
 
 import pytest
 
-from kvloom import LLM
-from kvloom.engine.prompts import (
-    Chunk,
-    as_chats,
-    as_params,
-    as_prompts,
-    sink_of,
-    tokenize,
-    tokenize_parts,
-)
+from kvloom.engine.prompts import as_chats, as_params, as_prompts, tokenize
 from kvloom.errors import RequestError
 from kvloom.params import SamplingParams
 from tests.engine.worlds import TOKENIZER
@@ -66,27 +57,3 @@ def test_parameters_for_all_or_for_each() -> None:
         with pytest.raises(RequestError) as refused:
             as_params(wrong, 2)  # type: ignore[arg-type]
         assert refused.value.param == "params"
-
-
-def test_parts_are_tokenised_one_by_one() -> None:
-    parts = tokenize_parts(TOKENIZER, ["ab", Chunk("c"), "", Chunk("ab")])
-    assert [(part.tokens, part.reusable) for part in parts] == [
-        ((1, 2), False),
-        ((3,), True),
-        ((), False),
-        ((1, 2), True),
-    ]
-    for wrong in (3, None, [1], Chunk(5)):  # type: ignore[arg-type]
-        with pytest.raises(RequestError, match="Part 1"):
-            tokenize_parts(TOKENIZER, ["a", wrong])  # type: ignore[list-item]
-
-
-def test_only_the_first_part_begins_a_text_and_a_sink_does_so_too(tiny_llm: LLM) -> None:
-    tokenizer = tiny_llm.tokenizer
-    first, second = tokenize_parts(tokenizer, ["def", "def"])
-    assert list(first.tokens) == tokenizer.encode("def")
-    assert list(second.tokens) == tokenizer.encode("def", add_special_tokens=False)
-    sink = sink_of(tokenizer)
-    assert sink[0] == tokenizer.bos_token_id
-    assert tokenizer.decode(list(sink[1:])) == "\n"
-    assert sink_of(TOKENIZER) == (0, TOKENIZER.letters.index("\n"))

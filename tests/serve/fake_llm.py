@@ -10,6 +10,7 @@ import asyncio
 import codecs
 import itertools
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
@@ -19,8 +20,18 @@ from typing import Any
 
 from kvloom.config import EngineConfig
 from kvloom.errors import CapacityError, RequestError
-from kvloom.outputs import EngineStats, Logprob, Provenance, StreamChunk, Usage
+from kvloom.outputs import (
+    EditReceipt,
+    EngineStats,
+    Fidelity,
+    Logprob,
+    Provenance,
+    StreamChunk,
+    Usage,
+)
 from kvloom.params import SamplingParams
+from kvloom.reuse.edit_series import TextEdit, edit_series
+from kvloom.reuse.retokenize import Retokenizer
 from kvloom.types import ModelSpec
 
 BOS, EOS, VOCAB_SIZE = 256, 257, 258
@@ -28,16 +39,32 @@ SPECIAL_TEXTS = {BOS: "<s>", EOS: "</s>"}
 
 
 class FakeTokenizer:
-    """Bytes as tokens, with a begin and an end token."""
+    """Bytes as tokens, with a begin and an end token.
+
+    Args:
+        controls: spellings of further control tokens.
+    """
+
+    def __init__(self, controls: Sequence[str] = ()) -> None:
+        self.controls = {text: 300 + number for number, text in enumerate(controls)}
+        self.texts = SPECIAL_TEXTS | {number: text for text, number in self.controls.items()}
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return frozenset(self.texts)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        tokens = list(text.encode("utf-8"))
+        parts = re.split("|".join(map(re.escape, self.controls)) or "$.", text)
+        names = re.findall("|".join(map(re.escape, self.controls)) or "$.", text)
+        tokens = list(parts[0].encode())
+        for name, part in zip(names, parts[1:], strict=True):
+            tokens += [self.controls[name], *part.encode()]
         return [BOS, *tokens] if add_special_tokens else tokens
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         raw = b""
         for token_id in token_ids:
-            special = "" if skip_special_tokens else SPECIAL_TEXTS.get(token_id, "")
+            special = "" if skip_special_tokens else self.texts.get(token_id, "")
             raw += bytes([token_id]) if token_id < BOS else special.encode()
         return raw.decode("utf-8", "replace")
 
@@ -51,12 +78,90 @@ class FakeTokenizer:
         return bytes([token_id]) if token_id < BOS else b""
 
 
+class FakeDocument:
+    """A text whose KV is nothing but a note of what was done to it."""
+
+    def __init__(self, llm: FakeAsyncLLM, tokens: list[int], states: dict[str, int]) -> None:
+        self.llm = llm
+        self.tokens = tokens
+        self.states = states
+        self.kv = object()
+        self.closed = False
+
+    @property
+    def text(self) -> str:
+        return self.llm.tokenizer.decode(self.tokens, skip_special_tokens=False)
+
+    @property
+    async def nbytes(self) -> int:
+        return 64 * len(self.tokens)
+
+    @property
+    async def provenance(self) -> Provenance:
+        return Provenance(self.states, {"plain": 64 * len(self.tokens)})
+
+    async def append(self, text: str) -> None:
+        await self._become(
+            [*self.tokens, *self.llm.tokenizer.encode(text, add_special_tokens=False)]
+        )
+
+    async def edit_all(
+        self,
+        edits: Sequence[TextEdit],
+        *,
+        fidelity: Fidelity,
+        share: float,
+        selector: str,
+        lossless_only: bool,
+    ) -> EditReceipt:
+        found = edit_series(
+            Retokenizer(self.llm.tokenizer), self.tokens, edits, lossless_only=lossless_only
+        )
+        await self._become(found.applied(self.tokens))
+        count = len(self.tokens)
+        approximate = {"moved": 1, "exact": count - 1} if count else {"exact": 0}
+        self.states = {"exact": count} if fidelity == "exact" else approximate
+        return self._receipt(fidelity, found.num_tokens, int(fidelity == "repaired"))
+
+    async def repair(self) -> EditReceipt:
+        await self._become(self.tokens)
+        self.states = {"exact": len(self.tokens)}
+        return self._receipt("exact", len(self.tokens), 0)
+
+    async def fork(self) -> FakeDocument:
+        return FakeDocument(self.llm, list(self.tokens), dict(self.states))
+
+    async def score(self, text: str) -> list[float]:
+        if not text:
+            raise RequestError("There is no text to score.", param="text")
+        return [-1.0, *[-math.inf] * (len(text.encode()) - 1)]
+
+    async def close(self) -> None:
+        self.closed = True
+
+    async def _become(self, tokens: list[int]) -> None:
+        await asyncio.sleep(self.llm.delay_s)
+        if self.llm.failure is not None:
+            raise self.llm.failure
+        self.llm._check_length(tokens)
+        self.tokens, self.kv = tokens, object()
+
+    def _receipt(self, fidelity: Fidelity, rows: int, repaired: int) -> EditReceipt:
+        return EditReceipt(fidelity, dict(self.states), rows + repaired, repaired)
+
+
 class FakeAsyncLLM:
     """Echoes prompts; every knob may be turned while requests run."""
 
-    def __init__(self, *, max_model_len: int = 4096, max_live: int = 10**6) -> None:
+    def __init__(
+        self,
+        *,
+        max_model_len: int = 4096,
+        max_live: int = 10**6,
+        controls: Sequence[str] = (),
+    ) -> None:
         self.model_path = Path("models/echo")
-        self.tokenizer = FakeTokenizer()
+        self.tokenizer = FakeTokenizer(controls)
         self.spec = ModelSpec((), VOCAB_SIZE, max_model_len, "movable")
         self.config = EngineConfig(max_model_len=max_model_len)
         self.max_live = max_live
@@ -70,6 +175,7 @@ class FakeAsyncLLM:
         self.live = 0
         self.peak_live = 0
         self.submitted: list[tuple[list[int], SamplingParams]] = []
+        self.bases: list[tuple[Any, bool]] = []
         self.tokens_given = 0
         self.finished: Counter[str] = Counter()
         self._seen: set[tuple[int, ...]] = set()
@@ -88,11 +194,15 @@ class FakeAsyncLLM:
     async def close(self) -> None:
         self.closed += 1
 
-    async def stream(
-        self, prompt: str | list[int], params: SamplingParams | None = None
+    async def stream_tokens(
+        self,
+        tokens: list[int],
+        params: SamplingParams,
+        base: Any = None,
+        *,
+        exact_only: bool = False,
     ) -> AsyncGenerator[StreamChunk, None]:
-        params = params or SamplingParams()
-        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        self.bases.append((base, exact_only))
         self._check(tokens)
         self.submitted.append((tokens, params))
         cached = len(tokens) - 1 if tuple(tokens) in self._seen else 0
@@ -126,19 +236,29 @@ class FakeAsyncLLM:
             self.live -= 1
             self.finished[reason] += 1
 
+    async def document(self, text: str | Sequence[int]) -> FakeDocument:
+        assert not isinstance(text, str)
+        document = FakeDocument(self, [], {"exact": len(text)})
+        await document._become(list(text))
+        return document
+
     def _check(self, tokens: list[int]) -> None:
         if not tokens:
             raise RequestError("The prompt is empty; send at least one token.", param="prompt")
-        if any(not 0 <= token < VOCAB_SIZE for token in tokens):
-            raise RequestError("A token id is outside the vocabulary.", param="prompt")
-        if len(tokens) >= self.spec.max_positions:
-            raise RequestError("The prompt is over the model's context.", param="prompt")
+        self._check_length(tokens)
         if 2 * len(tokens) > self.spec.max_positions:
             raise CapacityError("The prompt can never fit the KV memory.")
         if self.live >= self.max_live:
             raise CapacityError("The queue is full; ask again later.", retry_after_s=1.2)
         if self.failure is not None and self.fail_after is None:
             raise self.failure
+
+    def _check_length(self, tokens: list[int]) -> None:
+        known = self.tokenizer.texts
+        if any(not 0 <= token < BOS and token not in known for token in tokens):
+            raise RequestError("A token id is outside the vocabulary.", param="prompt")
+        if len(tokens) >= self.spec.max_positions:
+            raise RequestError("The prompt is over the model's context.", param="prompt")
 
     async def _misbehave(self, count: int) -> None:
         await asyncio.sleep(self.delay_s)

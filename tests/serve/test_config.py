@@ -22,6 +22,7 @@ def test_stays_on_this_machine_unless_told() -> None:
         ("port", -1),
         ("port", 65536),
         ("max_body_bytes", 0),
+        ("max_documents", -1),
         ("served_model_name", " "),
         ("grace_s", -1.0),
         ("grace_s", math.nan),

@@ -16,7 +16,7 @@ from kvloom.serve.limits import (
     digests_of,
     host_is_local,
     is_loopback,
-    key_is_known,
+    known_key,
 )
 
 from .running import RunningServer, assert_openai_error, eventually
@@ -69,7 +69,7 @@ def test_every_key_opens(locked: RunningServer, key: str) -> None:
     ],
 )
 def test_anything_else_does_not(locked: RunningServer, header: str | None) -> None:
-    assert not key_is_known(header, digests_of(KEYS))
+    assert known_key(header, digests_of(KEYS)) is None
     headers = {} if header is None else {"Authorization": header.encode("latin-1")}
     response = locked.post("/v1/completions", {"prompt": "x"}, headers=headers)
     error = assert_openai_error(response, 401)

@@ -94,6 +94,85 @@ def test_tokenizes_as_the_model_does(real: RunningServer) -> None:
     assert got == tokenizer(expected, add_special_tokens=False).input_ids
 
 
+STORY = "Anna is a baker. " + "The town is small and the river is slow. " * 8 + "Ben is a pilot.\n"
+DOCUMENTS = "/v1/kv/documents"
+
+
+def patch(server: RunningServer, name: str, body: dict[str, Any]) -> dict[str, Any]:
+    reply = server.client.patch(f"{server.url}{DOCUMENTS}/{name}", json=body)
+    assert reply.status_code == 200, reply.text
+    fields: dict[str, Any] = reply.json()
+    return fields
+
+
+def test_an_edited_document_answers_exactly_when_asked_to(real: RunningServer) -> None:
+    name = real.post(DOCUMENTS, {"text": STORY}).json()["id"]
+    text = STORY
+    for fidelity, (old, new) in {
+        "shifted": ("slow", "not at all slow"),
+        "repaired": ("small", "very small"),
+    }.items():
+        place = text.index(old)
+        edits = [{"start": place, "end": place + len(old), "text": new}]
+        text = text.replace(old, new, 1)
+        edited = patch(real, name, {"edits": edits, "fidelity": fidelity})
+        assert edited["fidelity"] == edited["receipt"]["fidelity"] == fidelity
+        assert edited["receipt"]["recomputed"] < edited["num_tokens"] // 2
+    assert real.get(f"{DOCUMENTS}/{name}", params={"text": True}).json()["text"] == text
+    question = {"prompt": "Question: Who flies?\nAnswer:", "max_tokens": 12, "temperature": 0}
+    asked = question | {"document": name}
+    loose = real.post("/v1/completions", asked).json()
+    assert loose["kvloom"]["receipt"]["fidelity"] == "repaired"
+    strict = real.post("/v1/completions", asked | {"kvloom": {"fidelity": "exact"}}).json()
+    assert strict["kvloom"]["receipt"]["fidelity"] == "exact"
+    tokens = real.llm.tokenizer.encode(text) + real.llm.tokenizer.encode(question["prompt"])
+    plain = real.post("/v1/completions", question | {"prompt": tokens}).json()
+    assert strict["choices"][0]["text"] == plain["choices"][0]["text"]
+    assert strict["usage"]["prompt_tokens"] == plain["usage"]["prompt_tokens"]
+    path = f"{DOCUMENTS}/{name}"
+    assert real.client.post(f"{real.url}{path}/repair").json()["fidelity"] == "exact"
+    score = real.post(f"{path}/score", {"text": " Ben"}).json()
+    echo = {"prompt": [*real.llm.tokenizer.encode(text), *score["tokens"]], "max_tokens": 0}
+    echoed = real.post("/v1/completions", echo | {"echo": True, "logprobs": 0}).json()
+    expected = echoed["choices"][0]["logprobs"]["token_logprobs"][-len(score["tokens"]) :]
+    assert score["logprobs"] == pytest.approx(expected, abs=1e-3)
+    assert real.client.delete(f"{real.url}{path}").status_code == 200
+
+
+def test_edits_do_not_touch_what_runs(real: RunningServer) -> None:
+    name = real.post(DOCUMENTS, {"text": STORY}).json()["id"]
+    client = real.openai()
+    question: dict[str, Any] = {"model": "smol", "prompt": "Then", "temperature": 0}
+    question |= {"max_tokens": 24, "extra_body": {"document": name, "ignore_eos": True}}
+    undisturbed = client.completions.create(**question).choices[0].text
+    stream = client.completions.create(**question, stream=True)
+    text = next(stream).choices[0].text
+    for fidelity in ("shifted", "exact", "repaired"):
+        edit = {"start": 40, "end": 60, "text": f" {fidelity} "}
+        patch(real, name, {"edits": [edit], "fidelity": fidelity})
+    real.client.delete(f"{real.url}{DOCUMENTS}/{name}")
+    text += "".join(choice.text for chunk in stream for choice in chunk.choices)
+    assert text == undisturbed
+
+
+def test_a_document_in_a_chat_is_its_text(real: RunningServer) -> None:
+    name = real.post(DOCUMENTS, {"text": STORY}).json()["id"]
+    part = {"type": "document", "document_id": name}
+    content = [part, {"type": "text", "text": "Who flies?"}]
+    asked = {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 8}
+    plain = asked | {"messages": [{"role": "user", "content": f"{STORY}\nWho flies?"}]}
+    reply, same = (real.post("/v1/chat/completions", body).json() for body in (asked, plain))
+    assert reply["choices"][0]["message"] == same["choices"][0]["message"]
+    assert reply["kvloom"]["receipt"]["fidelity"] == "exact"
+
+
+def test_the_default_model_has_no_tokens_for_gaps(real: RunningServer) -> None:
+    gap = {"input_prefix": "def add(a, b):\n    return ", "input_suffix": "\n", "n_predict": 8}
+    reply = real.post("/infill", gap).json()
+    assert reply["kvloom"]["infill"] == "emulated"
+    assert reply["tokens_predicted"] <= 8
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_leaving_gives_the_pages_back(real: RunningServer, stream: bool) -> None:
     aborted = stats_of(real.llm).requests_finished.get("abort", 0)

@@ -69,7 +69,6 @@ UNSUPPORTED_CHAT: dict[str, Any] = {
     "add_generation_prompt": False,
 }
 UNSUPPORTED_COMPLETION: dict[str, Any] = {
-    "suffix": "end",
     "response_format": {"type": "json_object"},
     "guided_regex": "a",
     "bad_words": ["x"],

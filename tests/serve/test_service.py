@@ -13,6 +13,7 @@ from kvloom.params import SamplingParams
 from kvloom.serve.config import ServerConfig
 from kvloom.serve.errors import GenerationAbortedError, UnknownModelError
 from kvloom.serve.metrics import Metrics
+from kvloom.serve.parts import Ask
 from kvloom.serve.service import PROMPTS_AT_ONCE, Service
 
 from .fake_llm import FakeAsyncLLM
@@ -32,7 +33,7 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
 
 async def texts_of(service: Service, prompts: list[str]) -> dict[int, str]:
     texts = dict.fromkeys(range(len(prompts)), "")
-    tokens = [list(prompt.encode()) for prompt in prompts]
+    tokens = [Ask(list(prompt.encode())) for prompt in prompts]
     async for prompt, chunk in service.generate(tokens, SamplingParams()):
         texts[prompt] += chunk.text
     return texts
@@ -55,7 +56,7 @@ def test_every_prompt_gets_its_own_chunks(count: int) -> None:
 def test_closing_cancels_every_prompt(count: int) -> None:
     async def scenario() -> None:
         llm = FakeAsyncLLM()
-        chunks = service_of(llm).generate([[65, 66]] * count, SamplingParams())
+        chunks = service_of(llm).generate([Ask([65, 66])] * count, SamplingParams())
         await anext(chunks)
         assert llm.live >= 1
         await chunks.aclose()
@@ -67,7 +68,7 @@ def test_closing_cancels_every_prompt(count: int) -> None:
 def test_a_consumer_that_waits_stops_the_engine() -> None:
     async def scenario() -> None:
         llm = FakeAsyncLLM()
-        chunks = service_of(llm).generate([[65] * 100] * 3, SamplingParams(max_tokens=100))
+        chunks = service_of(llm).generate([Ask([65] * 100)] * 3, SamplingParams(max_tokens=100))
         await anext(chunks)
         for _ in range(200):
             await asyncio.sleep(0)

@@ -53,7 +53,7 @@ def source_text(num_tokens: int) -> str:
     wanted = num_tokens * _CHARACTERS_PER_TOKEN
     parts: list[str] = []
     length = 0
-    for source in _sources():
+    for _, source in library_modules():
         parts.append(source)
         length += len(source)
         if length >= wanted:
@@ -127,9 +127,10 @@ def _edit(text: tuple[int, ...], line: tuple[int, ...], place: int) -> tuple[int
     return (*text[:place], *line, *text[place + len(line) :])
 
 
-def _sources() -> Iterator[str]:
+def library_modules() -> Iterator[tuple[str, str]]:
+    """Yield name and source text of the standard library's modules, large ones first."""
     rest = sorted(set(sys.stdlib_module_names) - set(_FIRST_MODULES))
     for name in (*_FIRST_MODULES, *rest):
         spec = importlib.util.find_spec(name) if name in sys.stdlib_module_names else None
         if spec is not None and isinstance(spec.loader, InspectLoader):
-            yield spec.loader.get_source(name) or ""
+            yield name, spec.loader.get_source(name) or ""

@@ -6,7 +6,7 @@ Does not know: where questions come from.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, cast
 
@@ -37,14 +37,20 @@ class Answer:
     def stream(
         self, llm: LLM, prompt: list[int], params: SamplingParams, terminal: Terminal
     ) -> None:
-        """Write the answer as it comes; leaving early cancels the request.
+        """Write the answer to a prompt as it comes; leaving early cancels the request.
 
         Raises:
             RequestError: the prompt is too long.
         """
-        chunks = cast("Generator[StreamChunk, None, None]", llm.stream(prompt, params))
+        self.follow(llm.stream(prompt, params), llm, len(prompt), terminal)
+
+    def follow(
+        self, stream: Iterator[StreamChunk], llm: LLM, num_tokens: int, terminal: Terminal
+    ) -> None:
+        """Write an answer to a prompt of so many tokens as it comes."""
+        chunks = cast("Generator[StreamChunk, None, None]", stream)
         with closing(chunks):
-            with prefill_progress(terminal.messages, llm.stats, len(prompt)):
+            with prefill_progress(terminal.messages, llm.stats, num_tokens):
                 first = next(chunks)
             self._take(first, terminal)
             for chunk in chunks:
@@ -68,7 +74,7 @@ def summary(usage: Usage) -> str:
     """Return what an answer cost, on one line."""
     parts = [f"computed {usage.computed_tokens:,} tokens", f"reused {usage.cached_tokens:,}"]
     if usage.time_to_first_token_s is not None:
-        parts.append(f"first token after {_seconds(usage.time_to_first_token_s)}")
+        parts.append(f"first token after {as_seconds(usage.time_to_first_token_s)}")
     if (speed := tokens_per_second(usage)) is not None:
         parts.append(f"{speed:.1f} tokens/s")
     return " · ".join(parts)
@@ -86,11 +92,12 @@ def cost_table(questions: Sequence[str], usages: Sequence[Usage]) -> Table:
             Text(" ".join(question.split()), no_wrap=True, overflow="ellipsis"),
             f"{usage.computed_tokens:,}",
             f"{usage.cached_tokens:,}",
-            "–" if first is None else _seconds(first),
+            "–" if first is None else as_seconds(first),
             "–" if speed is None else f"{speed:.1f}",
         )
     return table
 
 
-def _seconds(seconds: float) -> str:
+def as_seconds(seconds: float) -> str:
+    """Return a time to three digits."""
     return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"

@@ -1,4 +1,4 @@
-"""`kvloom bench`: which engine is fastest on this machine.
+"""`kvloom bench`: which engine is fastest on this machine, and the other benches.
 
 Knows: options, the bar with the time left, and where the report goes.
 Does not know: how speed is measured.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kvloom.cli.bench_edit import edit
 from kvloom.cli.flatten import flatten
 from kvloom.cli.peers import make_peers
 from kvloom.cli.progress import PlainLines
@@ -32,8 +33,9 @@ _INTERRUPTED = 130  # what a shell says of a program that an interrupt ended
 
 def make_bench() -> typer.Typer:
     """Return the group of commands."""
-    bench = typer.Typer(help="Measure kvloom beside other engines.", no_args_is_help=True)
+    bench = typer.Typer(help="Measure speed, and the price of edits.", no_args_is_help=True)
     bench.command("speed")(flatten(speed))
+    bench.command("edit")(flatten(edit))
     bench.add_typer(make_peers(), name="peers")
     return bench
 

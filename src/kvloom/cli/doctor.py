@@ -7,6 +7,7 @@ Does not know: how they are found.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -57,6 +58,7 @@ def examine(model: str, options: LoadOptions, progress: Progress) -> dict[str, A
     """
     from kvloom.cli.layers import describe_layers
     from kvloom.engine.assembly import assemble
+    from kvloom.engine.calibrate import cost_model
     from kvloom.kv.pool import PAGE_SLOTS
 
     assembly = assemble(model, {**options.load_settings(progress), "kv_memory": KV_MEMORY})
@@ -73,6 +75,7 @@ def examine(model: str, options: LoadOptions, progress: Progress) -> dict[str, A
         "kv_bytes_per_token": assembly.engine.pool.block_bytes // PAGE_SLOTS,
         "layers": describe_layers(spec.layers),
         "passport": assembly.passport.as_dict(),
+        "cost": asdict(cost_model(assembly.opened, options.cache_dir)),
     }
 
 
@@ -84,6 +87,8 @@ def show(findings: dict[str, Any], terminal: Terminal) -> None:
         terminal.results.print(layer_table(findings["layers"]))
         terminal.results.print()
         terminal.results.print(_pairs(_passport_lines(findings["passport"])))
+        terminal.results.print()
+        terminal.results.print(_pairs(_cost_lines(findings["cost"])))
         terminal.results.print()
     terminal.results.print(_pairs(_system_lines(findings["system"])))
     if not findings["supported"]:
@@ -154,6 +159,21 @@ def _receipt_lines(receipt: dict[str, float]) -> list[tuple[str, str]]:
         f"{receipt['rounded_matrices']:.0f} matrices rounded"
     )
     return [("receipt", words)]
+
+
+def _cost_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    from kvloom.cost import CostModel
+
+    cost = CostModel(**found)
+    rates = ", ".join(f"{tier} {decimal(int(rate))}/s" for tier, rate in cost.bytes_per_s.items())
+    fit = f"R² {cost.r2:.3f}"
+    if cost.error is not None:
+        fit += f", error {cost.error:.1%} at a length left out"
+    return [
+        ("prefill", f"512 tokens in {cost.prefill_s(512) * 1e3:,.0f} ms ({fit})"),
+        ("decode", f"a token behind 512 in {cost.decode_step_s(512) * 1e3:,.1f} ms"),
+        ("loading", rates),
+    ]
 
 
 def _system_lines(system: dict[str, Any]) -> list[tuple[str, str]]:

@@ -201,6 +201,9 @@ class ServerOptions:
         int,
         typer.Option(parser=size, metavar="SIZE", show_default="8MiB", help="Largest body read."),
     ] = 8 * 2**20
+    max_documents: Annotated[
+        int, typer.Option(min=0, help="Documents that are kept per API key.")
+    ] = 256
     grace: Annotated[
         float, typer.Option(min=0, help="Seconds running requests may take after a stop signal.")
     ] = 30.0
@@ -218,6 +221,7 @@ class ServerOptions:
             port=self.port,
             api_keys=tuple(self.api_key or ()),
             max_body_bytes=self.max_body,
+            max_documents=self.max_documents,
             served_model_name=self.served_model_name or model_name,
             grace_s=self.grace,
         )

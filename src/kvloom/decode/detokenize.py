@@ -46,6 +46,11 @@ class TokenText(Protocol):
         """Return the bytes a token stands for; nothing for special and unknown tokens."""
         ...
 
+    @property
+    def joins_bytes(self) -> bool:
+        """Whether a text is its tokens' bytes one behind the other, wherever they stand."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class TextDecoder:
@@ -131,6 +136,9 @@ class Detokenizer:
         if self._is_skipped(token_id):
             return ""
         self._window.append(token_id)
+        if piece := self._plain_piece(token_id):
+            self._text += piece
+            return self._send(len(self._text))
         if token_id in self._decoder.fallback_ids:
             self._run_open = True
             return ""
@@ -143,6 +151,14 @@ class Detokenizer:
         self._follow_bytes(token_id)
         self._text = text
         return self._send(self._settled_length())
+
+    def _plain_piece(self, token_id: int) -> str:
+        """Return what a token adds where that is sure without decoding; else nothing."""
+        tokenizer = self._decoder.tokenizer
+        if not tokenizer.joins_bytes or self._utf8.getstate()[0]:
+            return ""
+        token_bytes = tokenizer.token_bytes(token_id)
+        return token_bytes.decode() if token_bytes.isascii() else ""
 
     def preview(self) -> str:
         """Return the text behind the last piece as it would be if no token followed.

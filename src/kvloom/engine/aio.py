@@ -17,12 +17,14 @@ from kvloom.engine.async_document import AsyncDocument
 from kvloom.engine.batch import Batch, chunk_or_raise
 from kvloom.engine.document import make_document
 from kvloom.engine.engine import Engine
+from kvloom.engine.fidelity import REPAIRED_SHARE
 from kvloom.engine.loop import EngineLoop, Mailbox, Submission
+from kvloom.engine.parts import Chunk, join_parts
 from kvloom.engine.prompts import Messages, Prompt, as_chats, as_params, as_prompts, tokenize
 from kvloom.engine.request import Event
 from kvloom.errors import CapacityError
 from kvloom.kv.doc import KVDoc
-from kvloom.outputs import EngineStats, RequestOutput, StreamChunk
+from kvloom.outputs import EngineStats, Fidelity, RequestOutput, StreamChunk
 from kvloom.params import SamplingParams
 from kvloom.reuse.retokenize import Retokenizer
 
@@ -101,6 +103,28 @@ class AsyncLLM:
         """
         return AsyncDocument(self, await asyncio.to_thread(make_document, self, text))
 
+    async def join(
+        self,
+        parts: Sequence[str | Chunk],
+        *,
+        fidelity: Fidelity = "exact",
+        share: float = REPAIRED_SHARE,
+        selector: str = "blend",
+    ) -> AsyncDocument:
+        """Return a document of parts, whose chunks' KV is computed once and used at any place.
+
+        See `kvloom.engine.parts.join_parts`.
+
+        Raises:
+            RequestError: the parts hold no text, or a setting is out of range.
+            UnsupportedModelError: the model's positions cannot be moved; `exact` still works.
+            CapacityError: the KV memory cannot hold the parts.
+        """
+        joined = await asyncio.to_thread(
+            join_parts, self, parts, fidelity=fidelity, share=share, selector=selector
+        )
+        return AsyncDocument(self, joined)
+
     async def stats(self) -> EngineStats:
         """Return counters and gauges since the start."""
         return await self._call(lambda engine: engine.stats())
@@ -115,12 +139,17 @@ class AsyncLLM:
         return self._loop
 
     async def stream_tokens(
-        self, tokens: list[int], params: SamplingParams, base: KVDoc | None = None
+        self,
+        tokens: list[int],
+        params: SamplingParams,
+        base: KVDoc | None = None,
+        *,
+        exact_only: bool = False,
     ) -> AsyncIterator[StreamChunk]:
         """Yield what every step adds behind these tokens, which may start with a document's KV."""
         inbox: asyncio.Queue[Event] = asyncio.Queue()
         (request_id,) = await self._submit(
-            [lambda engine: engine.submit(tokens, params, base=base)], inbox
+            [lambda engine: engine.submit(tokens, params, base=base, exact_only=exact_only)], inbox
         )
         try:
             while True:

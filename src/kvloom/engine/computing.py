@@ -13,10 +13,13 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
 
+import numpy as np
+
 from kvloom.engine.engine import Engine
 from kvloom.engine.loop import EngineLoop
 from kvloom.engine.request import Computed, Event, Failed, Repaired
 from kvloom.errors import KvloomError
+from kvloom.kv.baseline import Baseline
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.execute import add_part
 from kvloom.kv.plan import Compute, EditPlan, Keep, Mix, Take
@@ -91,21 +94,25 @@ def compute(
     return event
 
 
-def repair(loop: EngineLoop, doc: KVDoc, share: float, rule: Selector) -> Repaired:
+def repair(
+    loop: EngineLoop, doc: KVDoc, share: float, rule: Selector, marked: np.ndarray | None = None
+) -> Repaired:
     """Let go of a document for a copy in which a share of the stale rows is computed again.
 
     Raises:
         CapacityError: the KV memory has no room for the rows.
     """
     try:
-        event = _wait(loop, lambda engine: engine.repair(doc, share, rule))
+        event = _wait(loop, lambda engine: engine.repair(doc, share, rule, marked))
     finally:
         loop.abandon(doc)
     assert isinstance(event, Repaired)
     return event
 
 
-def carry_out(loop: EngineLoop, doc: KVDoc, plan: EditPlan) -> tuple[KVDoc, int]:
+def carry_out(
+    loop: EngineLoop, doc: KVDoc, plan: EditPlan, baseline: Baseline | None = None
+) -> tuple[KVDoc, int]:
     """Return the document that a plan makes of another one, and how many rows were run.
 
     The other one stays as it is, and may not be forgotten meanwhile, nor may what the plan takes.
@@ -121,7 +128,9 @@ def carry_out(loop: EngineLoop, doc: KVDoc, plan: EditPlan) -> tuple[KVDoc, int]
     try:
         tokens = call(loop, lambda _: plan.tokens(doc))
         for place, part in plan.placed():
-            if not isinstance(part, Compute) and call(loop, partial(_add, built, doc, part, place)):
+            if not isinstance(part, Compute) and call(
+                loop, partial(_add, built, doc, part, place, baseline)
+            ):
                 continue
             with kept(loop, built):
                 computed = compute(loop, tokens[: place + part.length], built)
@@ -133,14 +142,21 @@ def carry_out(loop: EngineLoop, doc: KVDoc, plan: EditPlan) -> tuple[KVDoc, int]
     return built, rows
 
 
-def _add(built: KVDoc, doc: KVDoc, part: Keep | Take | Mix, place: int, engine: Engine) -> bool:
+def _add(
+    built: KVDoc,
+    doc: KVDoc,
+    part: Keep | Take | Mix,
+    place: int,
+    baseline: Baseline | None,
+    engine: Engine,
+) -> bool:
     """Show a part at a document's end; say whether all was there that stands before it."""
-    if isinstance(part, Mix):  # is copied, where nothing else is
-        pieces = len(doc.order) + len(part.spans)
+    if isinstance(part, Mix) or baseline is not None:  # is copied, where nothing else is
+        pieces = len(doc.order) + (len(part.spans) if isinstance(part, Mix) else 0)
         engine.memory.make_room(blocks_for(part.length) + pieces)
     if built.length < place:
         return False
-    add_part(built, doc, part)
+    add_part(built, doc, part, baseline)
     return True
 
 

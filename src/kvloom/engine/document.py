@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
@@ -22,7 +22,7 @@ from kvloom.engine.computing import (
     repair,
 )
 from kvloom.engine.engine import Engine
-from kvloom.engine.fidelity import REPAIRED_SHARE, SINK_TOKENS, as_place, check_edit
+from kvloom.engine.fidelity import REPAIRED_SHARE, SINK_TOKENS, Approximation, check_edit
 from kvloom.engine.prompts import Prompt, tokenize
 from kvloom.engine.request import Computed
 from kvloom.engine.streams import stream_tokens
@@ -33,9 +33,11 @@ from kvloom.kv.plan import EditPlan, require_movable
 from kvloom.kv.span import cut
 from kvloom.outputs import EditReceipt, Fidelity, Provenance, RequestOutput, StreamChunk
 from kvloom.params import SamplingParams
+from kvloom.reuse.edit_series import TextEdit, edit_series
+from kvloom.reuse.mentions import mentions
 from kvloom.reuse.repair import RepairReceipt
 from kvloom.reuse.retokenize import TokenEdit
-from kvloom.reuse.text_range import LineColumn, line_column_range
+from kvloom.reuse.text_range import LineColumn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,6 +136,7 @@ class Document:
         fidelity: Fidelity = "exact",
         share: float = REPAIRED_SHARE,
         selector: str = "blend",
+        baseline: str | None = None,
     ) -> EditReceipt:
         """Put text in the place of a range of characters, and keep the KV that can be kept.
 
@@ -144,18 +147,48 @@ class Document:
             fidelity: `exact` computes all that the edit could touch; `repaired` a share of it,
                 `shifted` the new text only.
             share: of the old tokens behind the edit, to be computed again where `repaired`.
-            selector: how these are chosen: `blend`, `first` or `random`.
+            selector: how these are chosen: `blend`, `mentions`, `first` or `random`.
+            baseline: `unrotated` shows moved keys as other systems do, to compare `shifted` with.
 
         Raises:
             RequestError: the text has no such range, or a setting is out of range.
             UnsupportedModelError: the model's positions cannot be moved; `exact` still works.
             CapacityError: the KV memory cannot hold the new document; the old one is unchanged.
         """
+        edit = TextEdit(text, start, end)
+        return self.edit_all(
+            [edit], fidelity=fidelity, share=share, selector=selector, baseline=baseline
+        )
+
+    def edit_all(
+        self,
+        edits: Sequence[TextEdit],
+        *,
+        fidelity: Fidelity = "exact",
+        share: float = REPAIRED_SHARE,
+        selector: str = "blend",
+        baseline: str | None = None,
+        lossless_only: bool = False,
+    ) -> EditReceipt:
+        """Make several edits, each in the text that those before it left; all of them or none.
+
+        Args:
+            edits: at least one.
+            fidelity: as `edit` has it, likewise the next three.
+            share: of the old tokens behind the first edit.
+            selector: how these are chosen.
+            baseline: what `shifted` is compared with.
+            lossless_only: refuse a text that the tokenizer cannot spell.
+
+        Raises:
+            RequestError: as `edit` has it, or the tokenizer cannot spell a text.
+            UnsupportedModelError: the model's positions cannot be moved; `exact` still works.
+            CapacityError: the KV memory cannot hold the new document; the old one is unchanged.
+        """
         begun = time.perf_counter()
-        if isinstance(start, tuple) or isinstance(end, tuple):
-            start, end = line_column_range(self.text, as_place(start), as_place(end))
-        found = self._llm.retokenizer.edit_text(self._tokens, start, end, text)
-        return self._edit(found, fidelity, share, selector, begun)
+        wanted = check_edit(fidelity, share, selector, baseline)
+        found = edit_series(self._llm.retokenizer, self._tokens, edits, lossless_only=lossless_only)
+        return self._edit(found, wanted, begun)
 
     def replace(
         self,
@@ -164,8 +197,11 @@ class Document:
         fidelity: Fidelity = "exact",
         share: float = REPAIRED_SHARE,
         selector: str = "blend",
+        baseline: str | None = None,
     ) -> EditReceipt:
         """Become another text, and keep the KV of what both have in common.
+
+        The settings are those of `edit`.
 
         Raises:
             RequestError: a setting is out of range.
@@ -173,8 +209,9 @@ class Document:
             CapacityError: the KV memory cannot hold the new document; the old one is unchanged.
         """
         begun = time.perf_counter()
+        wanted = check_edit(fidelity, share, selector, baseline)
         found = self._llm.retokenizer.replace_text(self._tokens, text)
-        return self._edit(found, fidelity, share, selector, begun)
+        return self._edit(found, wanted, begun)
 
     def repair(self) -> EditReceipt:
         """Compute everything again that is not exact, and wait for it.
@@ -239,21 +276,39 @@ class Document:
 
         return Document(self._llm, self._tokens, document_of(self._llm.loop, fork))
 
-    def generate(self, question: str = "", params: SamplingParams | None = None) -> RequestOutput:
-        """Complete the document followed by a question; the document stays as it is."""
+    def generate(
+        self,
+        question: str = "",
+        params: SamplingParams | None = None,
+        *,
+        exact_only: bool = False,
+    ) -> RequestOutput:
+        """Complete the document followed by a question; the document stays as it is.
+
+        Args:
+            question: what follows.
+            params: how to generate.
+            exact_only: use of the document's KV what equals a fresh prefill, and no more.
+        """
         params = params or SamplingParams()
         tokens = self.with_question(question)
         wanted = params.logprobs is not None
         collector = Collector(None, tokens, logprobs_wanted=wanted)
-        for chunk in stream_tokens(self._llm.loop, tokens, params, self._kv):
+        loop = self._llm.loop
+        for chunk in stream_tokens(loop, tokens, params, self._kv, exact_only=exact_only):
             collector.feed(chunk)
         return collector.output()
 
     def stream(
-        self, question: str = "", params: SamplingParams | None = None
+        self,
+        question: str = "",
+        params: SamplingParams | None = None,
+        *,
+        exact_only: bool = False,
     ) -> Iterator[StreamChunk]:
         """Yield the completion of the document followed by a question, step by step."""
-        return stream_tokens(self._llm.loop, self.with_question(question), params, self._kv)
+        tokens = self.with_question(question)
+        return stream_tokens(self._llm.loop, tokens, params, self._kv, exact_only=exact_only)
 
     @overload
     def score(self, text: str, *, return_logits: Literal[False] = False) -> list[float]: ...
@@ -305,29 +360,32 @@ class Document:
             raise RequestError(f"The text is {text!r}; give a string.", param="text")
         return self._llm.tokenizer.encode(text, add_special_tokens=False)
 
-    def _edit(
-        self, found: TokenEdit, fidelity: Fidelity, share: float, selector_name: str, begun: float
-    ) -> EditReceipt:
+    def _edit(self, found: TokenEdit, wanted: Approximation, begun: float) -> EditReceipt:
         """Carry out an edit of tokens."""
-        rule = check_edit(fidelity, share, selector_name)
-        tokens = found.applied(self._tokens)
-        if fidelity == "exact":
-            return self._make_exact(tokens, found, begun)
+        if wanted.fidelity == "exact":
+            return self._make_exact(found.applied(self._tokens), found, begun)
         if not found.replaced:
-            return self._receipt(fidelity, found, 0, begun)
+            return self._receipt(wanted.fidelity, found, 0, begun)
         if found.replaced[0].start < SINK_TOKENS:
             # What all other tokens attend to has changed: nothing behind it is worth keeping.
-            return self._make_exact(tokens, found, begun)
-        loop, repaired = self._llm.loop, None
+            return self._make_exact(found.applied(self._tokens), found, begun)
+        return self._approximate(found, wanted, begun)
+
+    def _approximate(self, found: TokenEdit, wanted: Approximation, begun: float) -> EditReceipt:
+        """Carry out an edit of tokens that keeps KV behind it."""
+        loop, old, repaired = self._llm.loop, self._tokens, None
         with self._whole() as kv:
             plan = self._call(lambda _: kv.apply(found.edit))
             require_movable(plan, self._llm.spec)
-            built, rows = carry_out(loop, kv, plan)
-        if fidelity == "repaired":
-            done = repair(loop, built, share, rule)
+            built, rows = carry_out(loop, kv, plan, wanted.baseline)
+        if wanted.fidelity == "repaired":
+            marked = None
+            if wanted.rule.wants_marks:
+                marked = mentions(old, found, self._llm.tokenizer.token_bytes)
+            done = repair(loop, built, wanted.share, wanted.rule, marked)
             built, repaired = done.doc, done.receipt
-        self._become(tokens, built)
-        return self._receipt(fidelity, found, rows, begun, repaired)
+        self._become(found.applied(old), built)
+        return self._receipt(wanted.fidelity, found, rows, begun, repaired)
 
     def _make_exact(self, tokens: list[int], found: TokenEdit, begun: float) -> EditReceipt:
         """Become these tokens, with the KV that a fresh prefill would have."""

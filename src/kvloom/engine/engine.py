@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Sequence as Many
 from itertools import count
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,13 +144,21 @@ class Engine:
         self._requests[request.request_id] = request
         return request.request_id
 
-    def repair(self, doc: KVDoc, share: float, rule: Selector) -> str:
+    def repair(
+        self, doc: KVDoc, share: float, rule: Selector, marked: np.ndarray | None = None
+    ) -> str:
         """Compute a share of a document's stale rows again, on a fork of it; return an id.
 
         The repair ends with `Repaired`.
+
+        Args:
+            doc: stays as it is.
+            share: of the stale rows, 0 to 1.
+            rule: chooses them.
+            marked: bool per token of the document, for rules that ask for marks.
         """
         request_id = f"repair-{next(self._numbers)}"
-        repair = Repair(doc.fork(), share, rule, self.config.step_tokens)
+        repair = Repair(doc.fork(), share, rule, self.config.step_tokens, marked)
         self._repairs.begin(request_id, repair)
         return request_id
 

@@ -17,20 +17,10 @@ from typing import Any, Self, Unpack
 from kvloom.engine.assembly import Settings, assemble, launch
 from kvloom.engine.batch import Batch
 from kvloom.engine.document import Document, make_document
-from kvloom.engine.fidelity import REPAIRED_SHARE, check_edit
-from kvloom.engine.joining import Joining
+from kvloom.engine.fidelity import REPAIRED_SHARE
 from kvloom.engine.loop import EngineLoop
-from kvloom.engine.prompts import (
-    Chunk,
-    Messages,
-    Prompt,
-    as_chats,
-    as_params,
-    as_prompts,
-    sink_of,
-    tokenize,
-    tokenize_parts,
-)
+from kvloom.engine.parts import Chunk, join_parts
+from kvloom.engine.prompts import Messages, Prompt, as_chats, as_params, as_prompts, tokenize
 from kvloom.engine.request import Event
 from kvloom.engine.streams import stream_tokens
 from kvloom.errors import CapacityError, RequestError
@@ -148,22 +138,14 @@ class LLM:
     ) -> Document:
         """Return a document of parts, whose chunks' KV is computed once and used at any place.
 
-        Args:
-            parts: texts, and chunks of text, in order.
-            fidelity: `exact` computes all parts in order; `shifted` shows chunks as they were
-                computed alone; `repaired` computes a share of their tokens again.
-            share: of the chunks' tokens that is computed again where `repaired`.
-            selector: how these are chosen: `blend`, `first` or `random`.
+        See `kvloom.engine.parts.join_parts`.
 
         Raises:
             RequestError: the parts hold no text, or a setting is out of range.
             UnsupportedModelError: the model's positions cannot be moved; `exact` still works.
             CapacityError: the KV memory cannot hold the parts.
         """
-        rule = check_edit(fidelity, share, selector)
-        joining = Joining(self._loop, self.spec, sink_of(self.tokenizer), fidelity, share, rule)
-        joined = joining.join(tokenize_parts(self.tokenizer, parts))
-        return Document(self, joined.tokens, joined.doc, joined.receipt)
+        return join_parts(self, parts, fidelity=fidelity, share=share, selector=selector)
 
     def stats(self) -> EngineStats:
         """Return counters and gauges since the start."""

@@ -7,21 +7,11 @@ Does not know: engines or requests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from kvloom.engine.joining import TokenPart
 from kvloom.errors import RequestError
 from kvloom.model.tokenizer import TextTokenizer
 from kvloom.params import SamplingParams
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A part of a prompt whose KV may be computed alone, and used at any place of any prompt."""
-
-    text: str
-
 
 Prompt = str | Sequence[int]
 Messages = list[dict[str, Any]]
@@ -89,33 +79,6 @@ def tokenize(tokenizer: TextTokenizer, prompt: Prompt) -> tuple[str | None, list
         return prompt, tokenizer.encode(prompt)
     _check_sequence(prompt)
     return None, list(prompt)
-
-
-def tokenize_parts(tokenizer: TextTokenizer, parts: Sequence[str | Chunk]) -> list[TokenPart]:
-    """Return parts in tokens, each tokenised by itself, so that equal chunks are equal tokens.
-
-    Raises:
-        RequestError: a part is neither text nor a chunk.
-    """
-    found = []
-    for number, part in enumerate(parts):
-        text = part.text if isinstance(part, Chunk) else part
-        if not isinstance(text, str):
-            raise RequestError(
-                f"Part {number} is {type(part).__name__}; give text, or a Chunk of text.",
-                param="parts",
-            )
-        tokens = tokenizer.encode(text, add_special_tokens=number == 0)
-        found.append(TokenPart(tuple(tokens), isinstance(part, Chunk)))
-    return found
-
-
-def sink_of(tokenizer: TextTokenizer) -> tuple[int, ...]:
-    """Return the tokens that chunks are computed behind: a beginning, and a line's end."""
-    line_end = tokenizer.encode("\n", add_special_tokens=False)
-    ends = sorted(tokenizer.eos_token_ids)
-    begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else ends[:1]
-    return (*begin, *line_end)
 
 
 def _check_sequence(prompt: object) -> None:

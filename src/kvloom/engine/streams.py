@@ -22,6 +22,8 @@ def stream_tokens(
     tokens: list[int],
     params: SamplingParams | None,
     base: KVDoc | None = None,
+    *,
+    exact_only: bool = False,
 ) -> Iterator[StreamChunk]:
     """Yield what every step adds behind these tokens; closing the iterator cancels the request.
 
@@ -30,6 +32,7 @@ def stream_tokens(
         tokens: the prompt.
         params: how to generate; None takes the defaults.
         base: a document whose KV the prompt may start with.
+        exact_only: take of it what equals a fresh prefill, and no more.
 
     Raises:
         RequestError: the prompt or its parameters are wrong.
@@ -38,7 +41,7 @@ def stream_tokens(
     params = params or SamplingParams()
     inbox: SimpleQueue[Event] = SimpleQueue()
     (request_id,) = loop.submit_and_wait(
-        [lambda engine: engine.submit(tokens, params, base=base)], inbox.put
+        [lambda engine: engine.submit(tokens, params, base=base, exact_only=exact_only)], inbox.put
     )
     chunks = _receive(loop, request_id, inbox)
     next(chunks)

@@ -9,13 +9,22 @@ before them and nothing else: `Compute` is an ordinary append, everything else c
 
 from __future__ import annotations
 
+from kvloom.kv.baseline import Baseline
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.plan import Keep, Mix, Take, placed_at, shown
 from kvloom.kv.transplant import mixed
 
 
-def add_part(built: KVDoc, doc: KVDoc, part: Keep | Take | Mix) -> None:
+def add_part(
+    built: KVDoc, doc: KVDoc, part: Keep | Take | Mix, baseline: Baseline | None = None
+) -> None:
     """Show a part of a document's plan at the end of the document that is being built.
+
+    Args:
+        built: ends where the part begins.
+        doc: the document that the plan changes.
+        part: what is shown.
+        baseline: how it is shown instead, for comparisons.
 
     Raises:
         CapacityError: a transplant of one half finds too few free blocks; nothing has changed.
@@ -25,4 +34,5 @@ def add_part(built: KVDoc, doc: KVDoc, part: Keep | Take | Mix) -> None:
         with mixed(doc, part) as spans:
             built.extend(placed_at(spans, built.end_pos))
     else:
-        built.extend(shown(doc, part, built.length))
+        spans = shown(doc, part, built.length)
+        built.extend(spans if baseline is None else [baseline(span) for span in spans])

@@ -24,12 +24,14 @@ class TextTokenizer(Protocol):
         bos_token_id: token that begins a text, if there is one.
         special_ids: control tokens, which stand for no text.
         vocab_size: the largest token id plus one.
+        joins_bytes: whether a text is its tokens' bytes one behind the other, wherever they stand.
     """
 
     eos_token_ids: frozenset[int]
     bos_token_id: int | None
     special_ids: frozenset[int]
     vocab_size: int
+    joins_bytes: bool
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the tokens of a text."""
@@ -86,7 +88,9 @@ class FastTokenizer:
         self.eos_token_ids = frozenset(eos_token_ids) | frozenset(own_eos)
         self.bos_token_id: int | None = tokenizer.bos_token_id
         self.vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
-        self._to_bytes = _token_to_bytes(json.loads(self._backend.to_str())["decoder"])
+        decoder = json.loads(self._backend.to_str())["decoder"]
+        self._to_bytes = _token_to_bytes(decoder)
+        self.joins_bytes = decoder is not None and decoder["type"] == "ByteLevel"
         self._known_bytes: dict[int, bytes] = {}
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:

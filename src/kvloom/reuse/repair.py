@@ -45,12 +45,21 @@ class Repair:
         share: of the stale rows, 0 to 1.
         rule: chooses them.
         step_rows: rows of one forward pass at most.
+        marked: bool per token of the document, for rules that ask for marks.
     """
 
-    def __init__(self, doc: KVDoc, share: float, rule: Selector, step_rows: int) -> None:
+    def __init__(
+        self,
+        doc: KVDoc,
+        share: float,
+        rule: Selector,
+        step_rows: int,
+        marked: np.ndarray | None = None,
+    ) -> None:
         self.doc = doc
         self._tokens = np.array(doc.tokens, dtype=np.int64)
         self._rows = stale_rows(doc)
+        self._marked = marked
         self._rule = rule
         self._step_rows = step_rows
         self._count = min(math.ceil(share * len(self._rows.place)), len(self._rows.place))
@@ -128,7 +137,8 @@ class Repair:
             self._chosen = self._rows.place[:0]
         else:
             deviation = np.concatenate(self._changes) if self._changes else None
-            rows = StaleRows(self._rows.place, self._rows.part, deviation)
+            marked = None if self._marked is None else self._marked[self._rows.place]
+            rows = StaleRows(self._rows.place, self._rows.part, deviation, marked)
             self._chosen = self._rule.choose(rows, self._count)
 
     def _rows_at(self, places: np.ndarray, *, keep: bool) -> Rows:

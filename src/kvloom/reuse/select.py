@@ -25,11 +25,13 @@ class StaleRows:
         part: int32 number of the stretch each row belongs to: rows of one stretch were computed
             together.
         deviation: fp32 change of each row's values at the check layer; None if nobody compared.
+        marked: bool, rows that name what the edit changed; None unless the rule asks for marks.
     """
 
     place: np.ndarray
     part: np.ndarray
     deviation: np.ndarray | None = None
+    marked: np.ndarray | None = None
 
 
 class Selector(Protocol):
@@ -43,6 +45,11 @@ class Selector(Protocol):
     @property
     def check_layer(self) -> int | None:
         """The layer at which values are compared before it chooses; None needs no comparison."""
+        ...
+
+    @property
+    def wants_marks(self) -> bool:
+        """Whether it asks which rows name what the edit changed."""
         ...
 
     def choose(self, rows: StaleRows, count: int) -> np.ndarray:
@@ -63,12 +70,36 @@ class HighestDeviation:
 
     name: str = "blend"
     check_layer: int | None = 1
+    wants_marks: bool = False
 
     def choose(self, rows: StaleRows, count: int) -> np.ndarray:
         """Return the places of the rows that deviate most."""
         assert rows.deviation is not None, "chose by a deviation that nobody measured"
         most = np.argsort(-rows.deviation, kind="stable")[:count]
         return np.sort(rows.place[most])
+
+
+@dataclass(frozen=True, slots=True)
+class Mentions:
+    """The rows that name what the edit changed, and those whose values change most.
+
+    A renamed identifier lives on in the rows that named it; their values need not change much at
+    an early layer, so that no deviation finds them. An edit may change words that stand
+    everywhere, so that mentions get half of the rows at most.
+    """
+
+    name: str = "mentions"
+    check_layer: int | None = 1
+    wants_marks: bool = True
+
+    def choose(self, rows: StaleRows, count: int) -> np.ndarray:
+        """Return the places of marked rows and of those that deviate most."""
+        assert rows.deviation is not None, "chose by a deviation that nobody measured"
+        assert rows.marked is not None, "chose by marks that nobody made"
+        by_deviation = np.argsort(-rows.deviation, kind="stable")
+        named = by_deviation[rows.marked[by_deviation]][: count // 2]
+        rest = by_deviation[~np.isin(by_deviation, named)][: count - len(named)]
+        return np.sort(rows.place[np.concatenate([named, rest])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +111,7 @@ class FirstRows:
 
     name: str = "first"
     check_layer: int | None = None
+    wants_marks: bool = False
 
     def choose(self, rows: StaleRows, count: int) -> np.ndarray:
         """Return the places of as many first rows of each part as come to the count."""
@@ -95,6 +127,7 @@ class RandomRows:
 
     name: str = "random"
     check_layer: int | None = None
+    wants_marks: bool = False
     seed: int = 0
 
     def choose(self, rows: StaleRows, count: int) -> np.ndarray:
@@ -104,7 +137,7 @@ class RandomRows:
 
 
 SELECTORS: Mapping[str, Selector] = MappingProxyType(
-    {rule.name: rule for rule in (HighestDeviation(), FirstRows(), RandomRows())}
+    {rule.name: rule for rule in (HighestDeviation(), Mentions(), FirstRows(), RandomRows())}
 )
 """The selectors by name."""
 

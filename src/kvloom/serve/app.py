@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kvloom.errors import KvloomError
+from kvloom.serve import document_routes
 from kvloom.serve.backend import Backend
 from kvloom.serve.config import ServerConfig
 from kvloom.serve.errors import (
@@ -56,6 +57,7 @@ def create_app(llm: Backend, config: ServerConfig) -> FastAPI:
     )
     app.state.service = service
     app.include_router(router)
+    app.include_router(document_routes.router)
     app.add_middleware(Gate, config=config)
     app.add_middleware(MeasureRequests, metrics=service.metrics)
     _handle_errors(app, service.metrics)

@@ -6,13 +6,14 @@ Does not know: how they are answered; tests stand in with an engine of their own
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from kvloom.config import EngineConfig
-from kvloom.outputs import EngineStats, StreamChunk
+from kvloom.outputs import EditReceipt, EngineStats, Fidelity, Provenance, StreamChunk
 from kvloom.params import SamplingParams
+from kvloom.reuse.edit_series import TextEdit
 from kvloom.types import ModelSpec
 
 
@@ -40,6 +41,67 @@ class Tokenizer(Protocol):
         ...
 
 
+class BackendDocument(Protocol):
+    """A text whose KV the engine keeps; an `AsyncDocument`."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """Token ids of the whole text."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        ...
+
+    @property
+    def kv(self) -> Any:
+        """The KV as it is now, for the engine alone."""
+        ...
+
+    @property
+    def nbytes(self) -> Awaitable[int]:
+        """Bytes of the KV."""
+        ...
+
+    @property
+    def provenance(self) -> Awaitable[Provenance]:
+        """Tokens by state."""
+        ...
+
+    async def append(self, text: str) -> None:
+        """Add text at the end."""
+        ...
+
+    async def edit_all(
+        self,
+        edits: Sequence[TextEdit],
+        *,
+        fidelity: Fidelity,
+        share: float,
+        selector: str,
+        lossless_only: bool,
+    ) -> EditReceipt:
+        """Make several edits, each in the text that those before it left; all or none."""
+        ...
+
+    async def repair(self) -> EditReceipt:
+        """Compute everything again that is not exact."""
+        ...
+
+    async def fork(self) -> BackendDocument:
+        """Return a second document with the same text."""
+        ...
+
+    async def score(self, text: str) -> list[float]:
+        """Return the log-probability of each token of a text behind the document."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the KV."""
+        ...
+
+
 class Backend(Protocol):
     """An engine that answers many requests at once on one event loop."""
 
@@ -63,10 +125,26 @@ class Backend(Protocol):
         """Settings of the engine."""
         ...
 
-    def stream(
-        self, prompt: str | list[int], params: SamplingParams | None = None
+    def stream_tokens(
+        self,
+        tokens: list[int],
+        params: SamplingParams,
+        base: Any = None,
+        *,
+        exact_only: bool = False,
     ) -> AsyncIterator[StreamChunk]:
-        """Generate; closing the async generator cancels the request and frees its pages."""
+        """Generate; closing the async generator cancels the request and frees its pages.
+
+        Args:
+            tokens: the prompt.
+            params: how to generate.
+            base: KV of a document that the prompt may start with.
+            exact_only: take of it what equals a fresh prefill, and no more.
+        """
+        ...
+
+    async def document(self, text: str | Sequence[int]) -> BackendDocument:
+        """Return a document of this text whose KV is computed and kept."""
         ...
 
     async def stats(self) -> EngineStats:

@@ -11,7 +11,8 @@ from typing import Any
 from kvloom.outputs import StreamChunk, Usage
 from kvloom.serve.backend import Tokenizer
 from kvloom.serve.logprobs import chat_logprobs
-from kvloom.serve.replies import Choice, Head, event
+from kvloom.serve.notes import Notes
+from kvloom.serve.replies import DONE, Choice, Head, event
 from kvloom.serve.schemas import ChatBody
 from kvloom.serve.usage import usage_fields
 
@@ -19,7 +20,8 @@ from kvloom.serve.usage import usage_fields
 class ChatWriter:
     """Writes the choices of a chat."""
 
-    def __init__(self, head: Head, body: ChatBody, tokenizer: Tokenizer) -> None:
+    def __init__(self, head: Head, body: ChatBody, tokenizer: Tokenizer, notes: Notes) -> None:
+        self._notes = notes
         self._head = head
         self._chunk_head = head.fields("chat.completion.chunk")
         self._body = body
@@ -41,10 +43,11 @@ class ChatWriter:
         return data
 
     def end_event(self, usages: list[Usage]) -> bytes:
-        """Return the usage event, if asked for."""
-        if not self._body.include_usage:
-            return b""
-        return event(self._chunk_head | {"choices": [], "usage": usage_fields(usages)})
+        """Return the event that ends the stream, with usage and notes if asked for."""
+        notes = self._notes.fields(usages)
+        if self._body.include_usage:
+            notes["usage"] = usage_fields(usages)
+        return event(self._chunk_head | {"choices": []} | notes) + DONE if notes else DONE
 
     def add(self, prompt: int, chunk: StreamChunk) -> None:
         """Keep a chunk for `reply`."""
@@ -71,7 +74,8 @@ class ChatWriter:
                 }
             )
         usage = usage_fields(usages)
-        return self._head.fields("chat.completion") | {"choices": choices, "usage": usage}
+        reply = self._head.fields("chat.completion") | {"choices": choices, "usage": usage}
+        return reply | self._notes.fields(usages)
 
     def _content_logprobs(self, chunk: StreamChunk) -> list[dict[str, Any]]:
         if chunk.logprobs is None:

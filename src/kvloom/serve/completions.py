@@ -13,25 +13,39 @@ from typing import Any
 from kvloom.outputs import StreamChunk, TokenLogprobs, Usage
 from kvloom.serve.backend import Tokenizer
 from kvloom.serve.logprobs import CompletionLogprobs
-from kvloom.serve.replies import Choice, Head, event
+from kvloom.serve.notes import Notes
+from kvloom.serve.replies import DONE, Choice, Head, event
 from kvloom.serve.schemas import CompletionBody
 from kvloom.serve.usage import usage_fields
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt as the client wrote it and as the engine reads it."""
+    """A prompt as the client wrote it and as the engine reads it.
+
+    Attributes:
+        text: the text, that of documents included.
+        token_ids: the tokens, those of documents included.
+        num_known: tokens of documents at its beginning.
+    """
 
     text: str
     token_ids: list[int]
+    num_known: int = 0
 
 
 class CompletionWriter:
     """Writes the choices of a completion; choice = prompt * n + index."""
 
     def __init__(
-        self, head: Head, body: CompletionBody, prompts: list[Prompt], tokenizer: Tokenizer
+        self,
+        head: Head,
+        body: CompletionBody,
+        prompts: list[Prompt],
+        tokenizer: Tokenizer,
+        notes: Notes,
     ) -> None:
+        self._notes = notes
         self._head = head.fields("text_completion")
         self._body = body
         self._prompts = prompts
@@ -53,11 +67,11 @@ class CompletionWriter:
         return data
 
     def end_event(self, usages: list[Usage]) -> bytes:
-        """Return the usage event, if asked for."""
-        if not self._body.include_usage:
-            return b""
-        usage = usage_fields(usages, only_echo=self._body.only_echo)
-        return event(self._head | {"choices": [], "usage": usage})
+        """Return the event that ends the stream, with usage and notes if asked for."""
+        notes = self._notes.fields(usages)
+        if self._body.include_usage:
+            notes["usage"] = usage_fields(usages, only_echo=self._body.only_echo)
+        return event(self._head | {"choices": []} | notes) + DONE if notes else DONE
 
     def add(self, prompt: int, chunk: StreamChunk) -> None:
         """Keep a chunk for `reply`."""
@@ -78,7 +92,7 @@ class CompletionWriter:
             logprobs = None if self._body.logprobs is None else _joined(choice.logprobs)
             choices.append(self._choice(number, "".join(choice.texts), logprobs, choice.end))
         usage = usage_fields(usages, only_echo=self._body.only_echo)
-        return self._head | {"choices": choices, "usage": usage}
+        return self._head | {"choices": choices, "usage": usage} | self._notes.fields(usages)
 
     def _pieces(
         self, prompt: int, number: int, chunk: StreamChunk

@@ -21,6 +21,7 @@ class ServerConfig:
         port: TCP port; 0 takes a free one.
         api_keys: keys of which every request must carry one; empty asks for none.
         max_body_bytes: size of a request body that is still read.
+        max_documents: documents that are kept per API key, or in all where there is no key.
         served_model_name: the model's name in the API; None takes the name of its folder.
         grace_s: seconds that running requests may take to finish after a stop signal.
         stall_timeout_s: seconds a client may take to accept one event before it is cut off.
@@ -33,6 +34,7 @@ class ServerConfig:
     port: int = 8000
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     max_body_bytes: int = 8 * 2**20
+    max_documents: int = 256
     served_model_name: str | None = None
     grace_s: float = 30.0
     stall_timeout_s: float = 120.0
@@ -45,6 +47,11 @@ class ServerConfig:
             raise RequestError(
                 f"max_body_bytes is {self.max_body_bytes}; it must be at least 1.",
                 param="max_body_bytes",
+            )
+        if self.max_documents < 0:
+            raise RequestError(
+                f"max_documents is {self.max_documents}; it must be 0 or more.",
+                param="max_documents",
             )
         if self.served_model_name is not None and not self.served_model_name.strip():
             raise RequestError(

@@ -32,6 +32,18 @@ class UnknownModelError(KvloomError):
     """The request names a model that is not served."""
 
 
+class UnknownDocumentError(KvloomError):
+    """The request names a document that its sender does not have."""
+
+
+class StaleVersionError(KvloomError):
+    """The document was changed since its sender read it."""
+
+
+class TooManyDocumentsError(KvloomError):
+    """The sender keeps as many documents as it may."""
+
+
 class ShuttingDownError(KvloomError):
     """The server is ending and the grace time is over."""
 
@@ -98,6 +110,12 @@ def reply_to(error: BaseException) -> ErrorReply:
             reply = ErrorReply(400, message, param=error.param)
         case UnknownModelError():
             reply = ErrorReply(404, message, param="model", code="model_not_found")
+        case UnknownDocumentError():
+            reply = ErrorReply(404, message, code="document_not_found")
+        case StaleVersionError():
+            reply = ErrorReply(409, message, param="version", code="version_conflict")
+        case TooManyDocumentsError():
+            reply = ErrorReply(429, message, "rate_limit_error", code="too_many_documents")
         case CapacityError(retry_after_s=None):
             reply = ErrorReply(400, message, code="kv_memory_exceeded")
         case CapacityError(retry_after_s=seconds):

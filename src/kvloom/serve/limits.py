@@ -51,14 +51,17 @@ def digests_of(api_keys: Sequence[str]) -> tuple[bytes, ...]:
     return tuple(sha256(key.encode()).digest() for key in api_keys)
 
 
-def key_is_known(authorization: str | None, digests: Sequence[bytes]) -> bool:
-    """Whether an `Authorization` header carries a known key, compared in constant time."""
+def known_key(authorization: str | None, digests: Sequence[bytes]) -> bytes | None:
+    """Return the digest of the known key in an `Authorization` header; None if there is none.
+
+    Keys are compared in constant time.
+    """
     scheme, _, key = (authorization or "").partition(" ")
     given = sha256(key.strip().encode()).digest()
     known = False
     for digest in digests:  # every key is compared, so that time does not tell which one matched
         known |= hmac.compare_digest(given, digest)
-    return known and scheme.lower() == "bearer"
+    return given if known and scheme.lower() == "bearer" else None
 
 
 def host_is_local(header: str | None) -> bool:
@@ -87,7 +90,10 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        refusal = self._refusal(scope["path"], headers)
+        key = known_key(headers.get("authorization"), self._digests)
+        # Whose documents a request may see; without keys everybody who may ask is one owner.
+        scope.setdefault("state", {})["owner"] = "" if key is None else key.hex()
+        refusal = self._refusal(scope["path"], headers, key)
         if refusal is None:
             limited = LimitedBody(receive, headers, self._max_body_bytes)
             await self._app(scope, limited.receive, send)
@@ -95,7 +101,7 @@ class Gate:
             await discard(receive, headers, self._max_body_bytes)
             await refusal.response()(scope, receive, send)
 
-    def _refusal(self, path: str, headers: Headers) -> ErrorReply | None:
+    def _refusal(self, path: str, headers: Headers, key: bytes | None) -> ErrorReply | None:
         if not self._digests:
             if host_is_local(headers.get("host")):
                 return None
@@ -106,7 +112,7 @@ class Gate:
                 code="host_not_allowed",
             )
         is_open = any(path == known or path.startswith(f"{known}/") for known in OPEN_PATHS)
-        if is_open or key_is_known(headers.get("authorization"), self._digests):
+        if is_open or key is not None:
             return None
         return ErrorReply(
             401,

@@ -37,7 +37,7 @@ def _chat_fields(tokenizer: Tokenizer, token_id: int, entry: Logprob) -> dict[st
     raw = tokenizer.token_bytes(token_id)
     return {
         "token": token_label(tokenizer, token_id),
-        "logprob": _finite(entry.logprob),
+        "logprob": finite(entry.logprob),
         "bytes": list(raw) if raw else None,
     }
 
@@ -53,7 +53,8 @@ def token_label(tokenizer: Tokenizer, token_id: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
+    """Return a log-probability as JSON can carry it."""
     return max(logprob, IMPOSSIBLE)
 
 
@@ -79,7 +80,7 @@ class CompletionLogprobs:
         alternatives: list[dict[str, float] | None] = []
         for token_id, entries in zip(token_ids, logprobs, strict=True):
             labels.append(token_label(self._tokenizer, token_id))
-            values.append(None if entries is None else _finite(entries[token_id].logprob))
+            values.append(None if entries is None else finite(entries[token_id].logprob))
             alternatives.append(None if entries is None else self._alternatives(entries))
             offsets.append(self._offset)
             self._offset += len(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
@@ -95,6 +96,6 @@ class CompletionLogprobs:
         for token_id in sorted(entries, key=lambda key: entries[key].rank):
             # Two tokens may have one text; the likelier one stands for it.
             best.setdefault(
-                token_label(self._tokenizer, token_id), _finite(entries[token_id].logprob)
+                token_label(self._tokenizer, token_id), finite(entries[token_id].logprob)
             )
         return best

@@ -16,7 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kvloom.outputs import EngineStats, Usage
+from kvloom.outputs import EditReceipt, EngineStats, Usage
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 PER_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -121,6 +121,22 @@ class Metrics:
             "kvloom_prompt_length_tokens", "Tokens per prompt.", buckets=TOKENS, registry=registry
         )
 
+        self.documents = Gauge(
+            "kvloom_documents", "Documents that clients keep.", registry=registry
+        )
+        self.document_edits = Counter(
+            "kvloom_document_edits",
+            "Changes of documents, by what was done to the KV behind them.",
+            ["fidelity"],
+            registry=registry,
+        )
+        self.document_rows = Counter(
+            "kvloom_document_rows",
+            "Tokens of edited documents, by whether their KV was computed again or kept.",
+            ["kv"],
+            registry=registry,
+        )
+
     def exposition(self, accept: str, stats: EngineStats) -> tuple[bytes, str]:
         """Return all metrics and their content type.
 
@@ -159,6 +175,12 @@ class Metrics:
         if usage.total_s is not None and later_tokens > 0:
             seconds = max(0.0, usage.total_s - usage.time_to_first_token_s)
             self.per_token_seconds.observe(seconds / later_tokens)
+
+    def edited(self, receipt: EditReceipt, num_tokens: int) -> None:
+        """Count an edit of a document that has so many tokens now."""
+        self.document_edits.labels(receipt.fidelity).inc()
+        self.document_rows.labels("recomputed").inc(receipt.recomputed)
+        self.document_rows.labels("kept").inc(max(0, num_tokens - receipt.recomputed))
 
 
 class MeasureRequests:

@@ -66,7 +66,7 @@ class Writer(Protocol):
         ...
 
     def end_event(self, usages: list[Usage]) -> bytes:
-        """Return the event that ends the stream, usage included if asked for; may be empty."""
+        """Return what ends the stream; may be empty."""
         ...
 
     def add(self, prompt: int, chunk: StreamChunk) -> None:
@@ -87,7 +87,8 @@ async def stream_events(chunks: PromptChunks, writer: Writer) -> AsyncGenerator[
                 usages.append(chunk.usage)
             if data := writer.events(prompt, chunk):
                 yield data
-    yield writer.end_event(usages) + DONE
+    if data := writer.end_event(usages):
+        yield data
 
 
 async def whole_reply(chunks: PromptChunks, writer: Writer) -> bytes:

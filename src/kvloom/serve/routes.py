@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException
@@ -20,25 +22,33 @@ from kvloom.outputs import EngineStats
 from kvloom.serve.backend import Tokenizer
 from kvloom.serve.chats import ChatWriter
 from kvloom.serve.completions import CompletionWriter, Prompt
+from kvloom.serve.documents import Snapshot
+from kvloom.serve.infill import Gap, InfillPrompt, infill_prompt
+from kvloom.serve.infill_body import InfillBody
+from kvloom.serve.infills import InfillWriter
 from kvloom.serve.logprobs import token_label
+from kvloom.serve.notes import Notes
+from kvloom.serve.parts import Ask, joined
 from kvloom.serve.replies import Head, Writer, new_id, stream_events, whole_reply
-from kvloom.serve.schemas import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
-from kvloom.serve.service import PromptChunks, Service
+from kvloom.serve.schemas import (
+    ChatBody,
+    ChatMessage,
+    CompletionBody,
+    DetokenizeBody,
+    TokenizeBody,
+    document_ids,
+)
+from kvloom.serve.service import PromptChunks, Service, owner_of, service_of
 from kvloom.serve.sse import EventStream
 from kvloom.serve.strict_json import StrictJSONRoute
 
 # The engine answers between two steps, and a step over a long prompt takes seconds.
 STATS_TIMEOUT_S = 30.0
 
+Parts = Annotated[Service, Depends(service_of)]
+Owner = Annotated[str, Depends(owner_of)]
+
 router = APIRouter(route_class=StrictJSONRoute)
-
-
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-Parts = Annotated[Service, Depends(_service)]
 
 
 @router.get("/v1/models", tags=["openai"])
@@ -55,36 +65,67 @@ async def get_model(model: str, service: Parts) -> JSONResponse:
 
 
 @router.post("/v1/completions", tags=["openai"], response_class=JSONResponse)
-async def complete(body: CompletionBody, request: Request, service: Parts) -> Response:
-    """Continue prompts, given as text or token ids."""
+async def complete(
+    body: CompletionBody, request: Request, service: Parts, owner: Owner
+) -> Response:
+    """Continue prompts, given as text or token ids, or documents."""
     service.check_model(body.model)
     params = body.sampling_params()
-    prompts = await service.with_tokenizer(lambda tokenizer: _prompts(tokenizer, body))
+    documents = service.snapshots(owner, body.document_ids)
+    prompts = await service.with_tokenizer(lambda tokenizer: _prompts(tokenizer, body, documents))
+    notes = Notes(body.kvloom is not None, documents)
+    if body.suffix:
+        found = await service.with_tokenizer(lambda tokenizer: _infills(tokenizer, body))
+        prompts = [Prompt("", each.token_ids) for each in found]
+        asks = [Ask(each.token_ids) for each in found]
+        params = replace(params, stop_token_ids=params.stop_token_ids + found[0].stop_token_ids)
+        notes = replace(notes, infill=found[0].kind)
+    else:
+        ends = [prompt.token_ids[prompt.num_known :] for prompt in prompts]
+        asks = [joined([*documents, end], body.fidelity) for end in ends]
     head = Head(new_id("cmpl"), service.model_name, int(time.time()))
-    writer = CompletionWriter(head, body, prompts, service.llm.tokenizer)
-    chunks = service.generate([prompt.token_ids for prompt in prompts], params)
-    return await _answer(service, request, chunks, writer, head if body.stream else None)
+    writer = CompletionWriter(head, body, prompts, service.llm.tokenizer, notes)
+    chunks = service.generate(asks, params)
+    return await _answer(service, request, chunks, writer, head.id if body.stream else None)
 
 
 @router.post("/v1/chat/completions", tags=["openai"], response_class=JSONResponse)
-async def chat(body: ChatBody, request: Request, service: Parts) -> Response:
-    """Answer a conversation."""
+async def chat(body: ChatBody, request: Request, service: Parts, owner: Owner) -> Response:
+    """Answer a conversation, in which documents may stand."""
     service.check_model(body.model)
     params = body.sampling_params()
-    token_ids = await service.chat_tokens(body.template_messages())
+    documents = service.snapshots(owner, document_ids(body.messages))
+    token_ids = await service.chat_tokens(_for_template(body.messages, documents))
     head = Head(new_id("chatcmpl"), service.model_name, int(time.time()))
-    writer = ChatWriter(head, body, service.llm.tokenizer)
-    chunks = service.generate([token_ids], params)
-    return await _answer(service, request, chunks, writer, head if body.stream else None)
+    notes = Notes(body.kvloom is not None, documents)
+    writer = ChatWriter(head, body, service.llm.tokenizer, notes)
+    # The template has made one text of all parts; known beginnings of it are found anyway.
+    chunks = service.generate([joined([token_ids], body.fidelity)], params)
+    return await _answer(service, request, chunks, writer, head.id if body.stream else None)
+
+
+@router.post("/infill", tags=["llama.cpp"], response_class=JSONResponse)
+async def infill(body: InfillBody, request: Request, service: Parts) -> Response:
+    """Find the text between a prefix and a suffix, as llama.cpp's server does."""
+    service.check_model(body.model)
+    gap = body.gap
+    prompt = await service.with_tokenizer(lambda tokenizer: infill_prompt(tokenizer, gap))
+    params = body.sampling_params(prompt.stop_token_ids)
+    notes = Notes(body.kvloom is not None, infill=prompt.kind, ignored=body.ignored)
+    writer = InfillWriter(service.model_name, body, prompt, service.llm.tokenizer, notes)
+    chunks = service.generate([Ask(prompt.token_ids)], params)
+    return await _answer(
+        service, request, chunks, writer, new_id("infill") if body.stream else None
+    )
 
 
 @router.post("/tokenize", tags=["tokens"])
-async def tokenize(body: TokenizeBody, service: Parts) -> JSONResponse:
+async def tokenize(body: TokenizeBody, service: Parts, owner: Owner) -> JSONResponse:
     """Return the token ids of a prompt or of a conversation."""
     service.check_model(body.model)
     if body.messages is not None:
-        messages = [message.for_template() for message in body.messages]
-        token_ids = await service.chat_tokens(messages)
+        documents = service.snapshots(owner, document_ids(body.messages))
+        token_ids = await service.chat_tokens(_for_template(body.messages, documents))
     else:
         text, special = body.prompt or "", body.add_special_tokens is not False
         token_ids = await service.with_tokenizer(
@@ -153,18 +194,34 @@ def _model_card(service: Service) -> dict[str, Any]:
     }
 
 
-def _prompts(tokenizer: Tokenizer, body: CompletionBody) -> list[Prompt]:
-    special = body.add_special_tokens is not False
+def _for_template(
+    messages: Sequence[ChatMessage], documents: Sequence[Snapshot]
+) -> list[dict[str, Any]]:
+    texts = {document.id: document.text for document in documents}
+    return [message.for_template(texts) for message in messages]
+
+
+def _prompts(
+    tokenizer: Tokenizer, body: CompletionBody, documents: Sequence[Snapshot]
+) -> list[Prompt]:
+    special = body.add_special_tokens is not False and not documents
     skip = body.skip_special_tokens is not False
+    text_before = "".join(document.text for document in documents)
+    known = [token for document in documents for token in document.tokens]
     prompts = []
-    for prompt in body.prompt:
+    for prompt in body.prompts:
         if isinstance(prompt, str):
-            token_ids = tokenizer.encode(prompt, add_special_tokens=special)
-            prompts.append(Prompt(prompt, token_ids))
+            text, token_ids = prompt, tokenizer.encode(prompt, add_special_tokens=special)
         else:
             text = tokenizer.decode(prompt, skip_special_tokens=skip) if body.echo else ""
-            prompts.append(Prompt(text, prompt))
+            token_ids = prompt
+        prompts.append(Prompt(text_before + text, [*known, *token_ids], len(known)))
     return prompts
+
+
+def _infills(tokenizer: Tokenizer, body: CompletionBody) -> list[InfillPrompt]:
+    gaps = [Gap(str(prompt), body.suffix or "") for prompt in body.prompts]
+    return [infill_prompt(tokenizer, gap) for gap in gaps]
 
 
 async def _answer(
@@ -172,10 +229,10 @@ async def _answer(
     request: Request,
     chunks: PromptChunks,
     writer: Writer,
-    stream_head: Head | None,
+    stream_id: str | None,
 ) -> Response:
     guard = service.guard
-    if stream_head is None:
+    if stream_id is None:
         body = await guard.run(whole_reply(chunks, writer), request.receive)
         return Response(body, media_type="application/json")
     events = stream_events(chunks, writer)
@@ -185,4 +242,4 @@ async def _answer(
 
     # Errors before the first event still get a status of their own.
     first = await guard.run(first_event(), request.receive)
-    return EventStream(service, first, events, stream_head.id)
+    return EventStream(service, first, events, stream_id)

@@ -6,15 +6,20 @@ Does not know: ranges of sampling values; `kvloom.params` checks those.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
+from kvloom.outputs import Fidelity
 from kvloom.params import MAX_LOGPROBS, SamplingParams
 from kvloom.serve import unsupported
+from kvloom.serve.parts import Content, DocumentPart
 from kvloom.serve.unsupported import Harmless, refusal, without_harmless
 
 MAX_STOPS = 64
+MAX_DOCUMENTS = 64
+PART_FIELDS = {"text": "text", "document": "document_id"}
 
 
 def _is_text(value: object) -> bool:
@@ -39,23 +44,27 @@ def _prompts(value: Any) -> list[str | list[int]]:
     )
 
 
-def _content(value: object) -> str:
+def _content(value: object) -> Content:
     if isinstance(value, str):
-        return value
+        return (value,)
     if not isinstance(value, list) or not value:
-        raise refusal(None, "A message's content must be a text or text parts.")
-    texts = []
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
-            raise refusal(
-                None,
-                f"Content parts of type {kind!r} are not supported yet; send text parts only.",
-            )
-        if set(part) != {"type", "text"} or not _is_text(part["text"]):
-            raise refusal(None, "A text part holds `type` and `text`, nothing else.")
-        texts.append(part["text"])
-    return "\n".join(texts)
+        raise refusal(None, "A message's content must be a text, or text and document parts.")
+    return tuple(_part(part) for part in value)
+
+
+def _part(part: object) -> str | DocumentPart:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(part, dict) or kind not in PART_FIELDS:
+        raise refusal(
+            None,
+            f"Content parts of type {kind!r} are not supported yet; send parts of the types text "
+            "and document only.",
+        )
+    name = PART_FIELDS[kind]
+    if set(part) != {"type", name} or not _is_text(part[name]):
+        raise refusal(None, f"A {kind} part holds `type` and the text `{name}`, nothing else.")
+    text: str = part[name]
+    return DocumentPart(text) if kind == "document" else text
 
 
 def _texts(value: object) -> object:
@@ -104,6 +113,12 @@ class StreamOptions(Body):
     include_usage: bool | None = None
 
 
+class KvloomOptions(Body):
+    """What is asked of the KV behind an answer; even an empty object asks for the receipt."""
+
+    fidelity: Fidelity | None = None
+
+
 class SamplingBody(Body):
     """The fields that completions and chats share; null means the default.
 
@@ -114,6 +129,7 @@ class SamplingBody(Body):
     model: str | None = None
     frequency_penalty: float | None = None
     ignore_eos: bool | None = None
+    kvloom: KvloomOptions | None = None
     include_stop_str_in_output: bool | None = None
     logit_bias: LogitBias | None = None
     max_tokens: int | None = None
@@ -166,6 +182,11 @@ class SamplingBody(Body):
         """Whether a stream ends with its usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def fidelity(self) -> Fidelity | None:
+        """The least that the KV of documents must be; None takes them as they are."""
+        return None if self.kvloom is None else self.kvloom.fidelity
+
     def shared_sampling(self) -> dict[str, Any]:
         """Return the sampling fields that are set, under the names of `SamplingParams`."""
         fields = {name: getattr(self, name) for name in self.sampling_fields}
@@ -179,11 +200,14 @@ class CompletionBody(SamplingBody):
 
     harmless: ClassVar[Harmless] = unsupported.COMPLETION
 
-    prompt: Prompts
+    prompt: Prompts | None = None
     add_special_tokens: bool | None = None
     best_of: int | None = None
+    document: str | None = None
+    documents: Annotated[list[str], Field(max_length=MAX_DOCUMENTS)] | None = None
     echo: bool | None = None
     logprobs: int | None = None
+    suffix: str | None = None
 
     @model_validator(mode="after")
     def _check_completion(self) -> Self:
@@ -191,7 +215,37 @@ class CompletionBody(SamplingBody):
             raise refusal("best_of", "best_of other than n is not supported yet; leave it out.")
         if self.max_tokens == 0 and not self.echo:
             raise refusal("max_tokens", "max_tokens may be 0 only with echo; ask for a token.")
+        if self.document is not None and self.documents:
+            raise refusal("documents", "Send either document or documents.")
+        if self.prompt is None and not self.document_ids:
+            raise refusal("prompt", "prompt is missing; give a value.")
+        if self.document_ids and self.add_special_tokens:
+            raise refusal(
+                "add_special_tokens",
+                "add_special_tokens goes before a text; behind a document there is no place for "
+                "it.",
+            )
+        if self.suffix:
+            self._check_suffix()
         return self
+
+    def _check_suffix(self) -> None:
+        if self.document_ids:
+            raise refusal("suffix", "suffix goes with a prompt, not with a document.")
+        if self.echo:
+            raise refusal("echo", "echo does not go with suffix; leave it out.")
+        if not all(map(_is_text, self.prompts)):
+            raise refusal("prompt", "With suffix, prompts must be texts.")
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts; behind a document none is as good as an empty one."""
+        return [""] if self.prompt is None else self.prompt
+
+    @property
+    def document_ids(self) -> list[str]:
+        """The documents that the prompts go on from."""
+        return [self.document] if self.document is not None else self.documents or []
 
     @property
     def only_echo(self) -> bool:
@@ -222,15 +276,29 @@ class ChatMessage(Body):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        str, PlainValidator(_content, json_schema_input_type=str | list[dict[str, str]])
+        Content, PlainValidator(_content, json_schema_input_type=str | list[dict[str, str]])
     ]
     name: str | None = None
 
-    def for_template(self) -> dict[str, Any]:
-        """Return the message as chat templates know it."""
+    def for_template(self, texts: Mapping[str, str]) -> dict[str, Any]:
+        """Return the message as chat templates know it.
+
+        Args:
+            texts: of the documents, by id.
+        """
         role = "system" if self.role == "developer" else self.role
-        message = {"role": role, "content": self.content}
+        parts = [
+            texts[part.document_id] if isinstance(part, DocumentPart) else part
+            for part in self.content
+        ]
+        message = {"role": role, "content": "\n".join(parts)}
         return message if self.name is None else message | {"name": self.name}
+
+
+def document_ids(messages: Iterable[ChatMessage]) -> list[str]:
+    """Return the documents that messages name."""
+    parts = [part for message in messages for part in message.content]
+    return [part.document_id for part in parts if isinstance(part, DocumentPart)]
 
 
 class ChatBody(SamplingBody):
@@ -257,10 +325,6 @@ class ChatBody(SamplingBody):
                 "max_tokens and max_completion_tokens are the same limit and differ; send one.",
             )
         return self
-
-    def template_messages(self) -> list[dict[str, Any]]:
-        """Return the conversation as chat templates know it."""
-        return [message.for_template() for message in self.messages]
 
     def sampling_params(self) -> SamplingParams:
         """Return the engine's parameters; without a limit, generation may fill the context.

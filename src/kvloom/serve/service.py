@@ -9,20 +9,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
+
+from starlette.requests import Request
 
 from kvloom.errors import KvloomError
 from kvloom.outputs import StreamChunk
 from kvloom.params import SamplingParams
 from kvloom.serve.backend import Backend, Tokenizer
 from kvloom.serve.config import ServerConfig
+from kvloom.serve.documents import Documents, Snapshot
 from kvloom.serve.errors import EngineFailedError, GenerationAbortedError, UnknownModelError
 from kvloom.serve.guard import Guard
 from kvloom.serve.metrics import Metrics
+from kvloom.serve.parts import Ask
 
 PROMPTS_AT_ONCE = 64
 
@@ -40,6 +44,7 @@ class Service:
         config: the server's settings.
         metrics: what is counted.
         guard: ends work that nobody waits for.
+        documents: what clients keep here.
         created: Unix time the server started at.
     """
 
@@ -47,11 +52,16 @@ class Service:
     config: ServerConfig
     metrics: Metrics
     guard: Guard = field(default_factory=Guard)
+    documents: Documents = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
     # One thread: long texts must not hold up the event loop, and a tokenizer serves one caller.
     _tokenizing: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="kvloom-tokenizing")
     )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "documents", Documents(self.config.max_documents))
+        self.metrics.documents.set_function(lambda: len(self.documents))
 
     @property
     def model_name(self) -> str:
@@ -64,7 +74,8 @@ class Service:
         return self.llm.config.max_model_len or self.llm.spec.max_positions
 
     async def close(self) -> None:
-        """End the engine and the tokenizing thread."""
+        """End the engine and the tokenizing thread, once changes of documents are over."""
+        await self.documents.close()
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
         await self.llm.close()
 
@@ -92,7 +103,16 @@ class Service:
         """
         return await self.with_tokenizer(lambda tokenizer: tokenizer.chat_tokens(messages))
 
-    async def generate(self, prompts: Sequence[list[int]], params: SamplingParams) -> PromptChunks:
+    def snapshots(self, owner: str, document_ids: Iterable[str]) -> tuple[Snapshot, ...]:
+        """Return documents as they are now, each once.
+
+        Raises:
+            UnknownDocumentError: the owner has no such document.
+        """
+        ids = dict.fromkeys(document_ids)
+        return tuple(self.documents.get(owner, each).snapshot() for each in ids)
+
+    async def generate(self, prompts: Sequence[Ask], params: SamplingParams) -> PromptChunks:
         """Yield (which prompt, chunk); closing the generator cancels every prompt.
 
         Raises:
@@ -105,10 +125,13 @@ class Service:
                     self.metrics.finished(chunk.usage)
                 yield prompt, chunk
 
-    async def _one(self, index: int, prompt: list[int], params: SamplingParams) -> PromptChunks:
+    async def _one(self, index: int, prompt: Ask, params: SamplingParams) -> PromptChunks:
         ended = False
         try:
-            stream = cast(AsyncGenerator[StreamChunk, None], self.llm.stream(prompt, params))
+            chunks = self.llm.stream_tokens(
+                prompt.tokens, params, prompt.base, exact_only=prompt.exact_only
+            )
+            stream = cast(AsyncGenerator[StreamChunk, None], chunks)
             with self.metrics.awaiting_first_token() as first_token:
                 async with aclosing(stream):
                     async for chunk in stream:
@@ -127,7 +150,7 @@ class Service:
         if not ended:
             raise GenerationAbortedError("The engine gave the request up; ask again.")
 
-    async def _many(self, prompts: Sequence[list[int]], params: SamplingParams) -> PromptChunks:
+    async def _many(self, prompts: Sequence[Ask], params: SamplingParams) -> PromptChunks:
         # A bounded queue: where the client reads slowly, its prompts wait, not the memory.
         queue: asyncio.Queue[tuple[int, StreamChunk] | Exception | None] = asyncio.Queue(1)
         waiting = iter(enumerate(prompts))
@@ -157,3 +180,15 @@ class Service:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+
+
+def service_of(request: Request) -> Service:
+    """Return the parts of the server that a request came to."""
+    service: Service = request.app.state.service
+    return service
+
+
+def owner_of(request: Request) -> str:
+    """Return whose documents a request may see."""
+    owner: str = request.state.owner
+    return owner

@@ -38,7 +38,6 @@ BOTH: Harmless = {
 COMPLETION: Harmless = {
     **BOTH,
     "response_format": ({"type": "text"},),
-    "suffix": ("",),
 }
 CHAT: Harmless = {
     **BOTH,
@@ -77,6 +76,29 @@ MESSAGE: Harmless = {
     "refusal": (),
     "tool_call_id": (),
     "tool_calls": ([],),
+}
+INFILL: Harmless = {
+    "adaptive_target": (-1,),
+    "dry_multiplier": (0,),
+    "dynatemp_range": (0,),
+    "grammar": ("",),
+    "id_slot": (-1,),
+    "json_schema": (),
+    "logit_bias": ([], {}),
+    "lora": ([],),
+    "min_keep": (0,),
+    "mirostat": (0,),
+    "n_cache_reuse": (0,),
+    "n_cmpl": (1,),
+    "n_keep": (0, -1),
+    "n_probs": (0,),
+    "post_sampling_probs": (False,),
+    "repeat_last_n": (-1,),
+    "return_progress": (False,),
+    "timings_per_token": (False,),
+    "top_n_sigma": (-1,),
+    "typical_p": (1,),
+    "xtc_probability": (0,),
 }
 STREAM_OPTIONS: Harmless = {"continuous_usage_stats": (False,), "include_obfuscation": (False,)}
 TOKENIZE: Harmless = {"add_generation_prompt": (True,), "continue_final_message": (False,)}

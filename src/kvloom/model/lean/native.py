@@ -145,6 +145,7 @@ class NativeExecutor:
             logits=logits.data_ptr(),
             workspace=workspace.data_ptr(),
             workspace_bytes=workspace.numel(),
+            only_keys=num_logits == 0 and step.hidden is None,
         )
         threads = torch.get_num_threads()
         if step.observe is None:
@@ -159,11 +160,12 @@ class NativeExecutor:
     ) -> None:
         """Run layer by layer, and show what each attended with; the same bits as in one call."""
         assert step.observe is not None
-        tokens, num_logits = call.tokens, call.num_logits
+        tokens, num_logits, only_keys = call.tokens, call.num_logits, call.only_keys
         for index, layer in enumerate(self.decoder.layers[: step.stop_layer]):
             call.first_layer, call.stop_layer = index, index + 1
             call.tokens = tokens if index == 0 else None
-            call.num_logits = num_logits if index + 1 == step.stop_layer else 0
+            last = index + 1 == step.stop_layer
+            call.num_logits, call.only_keys = num_logits if last else 0, only_keys and last
             run_step(self.library, model, call, threads)
             step.observe.observe(index, *_split_qkv(qkv, len(step.tokens), layer))
 

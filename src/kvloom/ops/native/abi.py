@@ -10,7 +10,7 @@ import ctypes
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
-ABI = 2
+ABI = 3
 FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
 NORMS = {"none": 0, "rms": 1, "layer": 2}
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
@@ -171,6 +171,8 @@ class Step(Structure):
         ("logits", c_void_p),
         ("workspace", c_void_p),
         ("workspace_bytes", c_int64),
+        ("only_keys", c_int32),
+        ("reserved", c_int32),
     )
 
 

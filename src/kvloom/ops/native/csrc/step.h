@@ -189,7 +189,8 @@ static void run_mlp(const Team &team, const Buffers &buffers, const Model &model
     add_branch(team, buffers, model, layer, step, inner, layer.down, layer.output_norm);
 }
 
-static void run_layer(const Team &team, const Buffers &buffers, const Model &model, int index, const Step &step) {
+static void run_layer(const Team &team, const Buffers &buffers, const Model &model, int index, const Step &step,
+                      bool only_keys) {
     const Layer &layer = model.layers[index];
     const int64_t rows = step.num_rows;
     const int64_t width = (int64_t)(layer.heads + layer.kv_heads) * layer.k_dim + (int64_t)layer.kv_heads * layer.v_dim;
@@ -203,6 +204,7 @@ static void run_layer(const Team &team, const Buffers &buffers, const Model &mod
     }
 #pragma omp barrier
     rotate_and_put(team, model, layer, step, width);
+    if (only_keys) return;
     Heads heads{&layer, model.kv_format, model.slots, layer.rope < 0 ? nullptr : step.ropes + layer.rope,
                 step.pos, step.qkv, width, buffers.mixed, buffers.partials};
     attend(team, heads, step.reads[layer.reads], rows, buffers.next[index]);
@@ -243,6 +245,7 @@ static void run_step(const Team &team, const Buffers &buffers, const Model &mode
             embed_row(model.embedding, step.tokens[row], model.embedding_scale, step.hidden + row * model.hidden);
 #pragma omp barrier
     }
-    for (int i = step.first_layer; i < step.stop_layer; i++) run_layer(team, buffers, model, i, step);
+    for (int i = step.first_layer; i < step.stop_layer; i++)
+        run_layer(team, buffers, model, i, step, step.only_keys && i + 1 == step.stop_layer);
     if (step.num_logits) run_head(team, buffers, model, step);
 }
