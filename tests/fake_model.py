@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from kvloom.kv.fold import FoldPlan, Piece, plan_fold, write
-from kvloom.types import LayerSpec, ModelSpec, Observer, Rows, StepOutput
+from kvloom.model.placing import placed
+from kvloom.types import LayerSpec, ModelSpec, Observer, Positions, Rows, StepOutput
 
 VOCAB_SIZE = 32
 EOS = 0
@@ -30,9 +31,14 @@ class FakeRunner:
         failures: raised by the next steps, one each; None lets a step pass.
     """
 
-    def __init__(self, max_positions: int = MAX_POSITIONS) -> None:
-        layer = LayerSpec(index=0, heads=1, kv_heads=1, k_dim=2, v_dim=2, rope=None)
-        self.spec = ModelSpec((layer,), VOCAB_SIZE, max_positions, "movable")
+    def __init__(
+        self,
+        max_positions: int = MAX_POSITIONS,
+        num_layers: int = 1,
+        positions: Positions = "movable",
+    ) -> None:
+        layers = tuple(LayerSpec(index, 1, 1, 2, 2, None) for index in range(num_layers))
+        self.spec = ModelSpec(layers, VOCAB_SIZE, max_positions, positions)
         self.steps: list[list[int]] = []
         self.failures: list[BaseException | None] = []
 
@@ -42,18 +48,18 @@ class FakeRunner:
         observe: Observer | None = None,
         stop_after: int | None = None,
     ) -> StepOutput:
-        lengths = [entry.doc.length for entry in rows]
-        try:
+        with placed(rows) as (docs, slots):
             if (failure := self.failures.pop(0) if self.failures else None) is not None:
                 raise failure
-            slots = [entry.doc.append(entry.tokens.tolist()) for entry in rows]
-            plan = plan_fold([e.doc for e in rows], [e.pos for e in rows], slots, [None])
-        except BaseException:
-            for entry, length in zip(rows, lengths, strict=True):
-                entry.doc.truncate(length)
-            raise
-        self.steps.append([len(entry.tokens) for entry in rows])
-        digests = self._run(plan, np.concatenate([entry.tokens for entry in rows]))
+            plan = plan_fold(docs, [entry.pos for entry in rows], slots, [None])
+            self.steps.append([len(entry.tokens) for entry in rows])
+            digests = self._run(plan, np.concatenate([entry.tokens for entry in rows]))
+            for layer in range(0 if observe is None else len(self.spec.layers)):
+                assert observe is not None
+                k, v = (x[layer][:, plan.write_slots] for x in (plan.pool.keys, plan.pool.values))
+                observe.observe(layer, k, k, v)
+        if stop_after is not None:
+            return StepOutput(tuple(None for _ in rows))
         outputs: list[Tensor | None] = []
         start = 0
         for entry in rows:
@@ -68,27 +74,32 @@ class FakeRunner:
         """Write the rows one by one, each with the hash of what it sees; return the hashes."""
         fresh = torch.zeros(1, plan.num_rows, 2)
         keys = torch.stack([torch.from_numpy(tokens).float(), plan.pos.float()], dim=1)[None]
-        write(plan, 0, keys, fresh)
+        for layer in range(len(self.spec.layers)):
+            write(plan, layer, keys, fresh)
+        contexts = plan.pool.values[-1][0]  # of the last layer, as in a model
         digests = []
         slots = torch.arange(plan.pool.num_blocks * 64)[plan.write_slots]
         seen = _seen_slots(plan)
         for row, own in enumerate(slots.tolist()):
-            others = torch.tensor([slot for slot in seen[row] if slot != own], dtype=torch.int64)
-            assert len(others) == len(seen[row]) - 1, "a row does not see itself once"
-            entries = torch.cat([plan.pool.keys[0][0, others], plan.pool.values[0][0, others]], 1)
+            found = [pair for pair in seen[row] if pair[0] != own]
+            assert len(found) == len(seen[row]) - 1, "a row does not see itself once"
+            others, shifts = torch.tensor(found, dtype=torch.int64).reshape(-1, 2).T
+            entries = torch.cat([plan.pool.keys[0][0, others], contexts[others]], 1)
+            entries[:, 1] += shifts  # where a key stands now
             entries = entries[entries[:, 1].argsort()].numpy()
             digest = _digest(entries, int(tokens[row]), int(plan.pos[row]))
-            plan.pool.values[0][0, own] = torch.tensor(_context(digest))
+            contexts[own] = torch.tensor(_context(digest))
             digests.append(digest)
         return digests
 
 
-def _seen_slots(plan: FoldPlan) -> list[list[int]]:
-    seen: list[list[int]] = [[] for _ in range(plan.num_rows)]
+def _seen_slots(plan: FoldPlan) -> list[list[tuple[int, int]]]:
+    """Return the slots that each row sees, with the shift of each."""
+    seen: list[list[tuple[int, int]]] = [[] for _ in range(plan.num_rows)]
     for piece in plan.pieces[None]:
         rows = torch.arange(plan.num_rows)[piece.rows].tolist()
         for number, row in enumerate(rows):
-            seen[row] += _seen_of(piece, number)
+            seen[row] += [(slot, piece.shift) for slot in _seen_of(piece, number)]
     return seen
 
 

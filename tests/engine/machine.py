@@ -6,6 +6,8 @@ Does not know: what must come of it; the world checks that.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hypothesis import Phase, event, settings
@@ -18,15 +20,32 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from kvloom import Document
+from kvloom.engine.joining import Joining, TokenPart
+from kvloom.engine.request import Repaired
+from kvloom.errors import CapacityError, RequestError
 from kvloom.kv.edit import Truncate
 from kvloom.params import SamplingParams
-from tests.engine.worlds import Held, World, params, prompts
+from kvloom.reuse.select import selector
+from tests.engine.worlds import BOOKS, Held, World, check_states, params, prompts
+
+wishes = st.fixed_dictionaries(
+    {
+        "fidelity": st.sampled_from(["exact", "repaired", "shifted"]),
+        "share": st.sampled_from([0, 0.2, 1]),
+        "selector": st.sampled_from(["blend", "first", "random"]),
+    }
+)
+chunked = st.lists(
+    st.builds(TokenPart, prompts(longest=70).map(tuple), st.booleans()), min_size=1, max_size=4
+)
 
 
 class AnyMix(RuleBasedStateMachine):
     """Requests, documents, cancels and steps in any order, on pools that are too small."""
 
     world: World
+    texts: list[Document]
 
     @initialize(
         blocks=st.integers(4, 20),
@@ -35,12 +54,14 @@ class AnyMix(RuleBasedStateMachine):
         caching=st.booleans(),
     )
     def start(self, blocks: int, step_tokens: int, max_running: int, caching: bool) -> None:
+        self.texts = []
         self.world = World(
             blocks=blocks,
             step_tokens=step_tokens,
             max_running=max_running,
             enable_prefix_caching=caching,
         )
+        self.read_text(BOOKS[0][:120])
 
     @rule(prompt=prompts(), wanted=params)
     def submit(self, prompt: list[int], wanted: SamplingParams) -> None:
@@ -120,9 +141,99 @@ class AnyMix(RuleBasedStateMachine):
         self.world.engine.release(held.kv)
         self.world.engine.memory.check()
 
+    @precondition(lambda self: len(self.texts) < 3)
+    @rule(prompt=prompts(longest=150))
+    def read_text(self, prompt: list[int]) -> None:
+        doc = Document(self.host)
+        with self.unless_full(doc):
+            doc.append_tokens(prompt)
+        self.texts.append(doc)
+
+    @precondition(lambda self: self.texts)
+    @rule(data=st.data(), new=st.text("ab ,", max_size=70), asked=wishes)
+    def edit(self, data: st.DataObject, new: str, asked: dict[str, Any]) -> None:
+        doc = data.draw(st.sampled_from(self.texts))
+        text = doc.text
+        start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(text))] * 2)))
+        with self.unless_full(doc):
+            receipt = doc.edit(start, stop, new, **asked)
+            assert doc.text == text[:start] + new + text[stop:]
+            check_states(receipt.tokens, len(doc.tokens))
+            event(f"edited: {receipt.fidelity}")
+
+    @precondition(lambda self: self.texts)
+    @rule(data=st.data())
+    def make_exact(self, data: st.DataObject) -> None:
+        doc = data.draw(st.sampled_from(self.texts))
+        with self.unless_full(doc):
+            doc.repair()
+            assert set(doc.provenance.tokens) <= {"exact"}
+
+    @precondition(lambda self: self.texts)
+    @rule(data=st.data(), share=st.floats(0, 1), steps=st.integers(0, 5))
+    def repair_and_cancel(self, data: st.DataObject, share: float, steps: int) -> None:
+        kv, engine = data.draw(st.sampled_from(self.texts)).kv, self.world.engine
+        events: list[Any] = []
+        name = engine.repair(kv, share, selector("blend"))
+        self.world.mailboxes[name] = events.append
+        for _ in range(steps):
+            self.world.step()
+        if not events:
+            del self.world.mailboxes[name]
+            assert engine.cancel(name) == []
+        elif isinstance(events[0], Repaired):
+            assert events[0].doc.tokens in ([], kv.tokens) or not kv.tokens
+            engine.release(events[0].doc)
+        engine.memory.check()
+
+    @precondition(lambda self: len(self.texts) < 3)
+    @rule(parts=chunked, asked=wishes)
+    def join(self, parts: list[TokenPart], asked: dict[str, Any]) -> None:
+        tokens = [token for part in parts for token in part.tokens]
+        rule = selector(asked["selector"])
+        loop: Any = self.world.loop
+        joining = Joining(loop, self.world.spec, (0, 30), asked["fidelity"], asked["share"], rule)
+        with self.unless_full():
+            joined = joining.join(parts)
+            self.texts.append(Document(self.host, joined.tokens, joined.doc, joined.receipt))
+            assert joined.tokens == tokens
+
+    @precondition(lambda self: self.texts)
+    @rule(data=st.data(), wanted=params)
+    def ask_for_the_same_tokens(self, data: st.DataObject, wanted: SamplingParams) -> None:
+        doc = data.draw(st.sampled_from(self.texts))
+        if 0 < len(doc.tokens) < self.world.limit:
+            self.world.submit(doc.tokens, wanted)
+
+    @precondition(lambda self: len(self.texts) > 1)
+    @rule(data=st.data())
+    def close_text(self, data: st.DataObject) -> None:
+        doc = data.draw(st.sampled_from(self.texts))
+        self.texts.remove(doc)
+        doc.close()
+
+    @property
+    def host(self) -> Any:
+        return self.world
+
+    @contextmanager
+    def unless_full(self, doc: Document | None = None) -> Iterator[None]:
+        """What does not fit is said, and changes nothing."""
+        tokens = None if doc is None else doc.tokens
+        try:
+            yield
+        except (CapacityError, RequestError):
+            event("did not fit")
+            assert doc is None or doc.tokens == tokens
+        self.world.engine.release_abandoned()
+        self.world.engine.memory.check()
+        assert not self.world.engine.memory.in_work
+
     def teardown(self) -> None:
         if not hasattr(self, "world"):
             return
+        for doc in self.texts:
+            doc.close()
         self.world.run()
         stats = self.world.engine.stats()
         event("preempted" if stats.preemptions else "not preempted")

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kvloom import LLM, Document, RequestError
 from kvloom.engine import computing as computing_module
 from kvloom.engine import document as document_module
-from kvloom.errors import CapacityError, KvloomError
-from tests.engine.worlds import BOOKS, TOKENIZER, expected_completion, expected_logprobs, greedy
+from kvloom.engine.engine import Engine
+from kvloom.errors import CapacityError, KvloomError, UnsupportedModelError
+from kvloom.outputs import Fidelity
+from tests.engine.worlds import (
+    BOOKS,
+    TOKENIZER,
+    check_states,
+    expected_completion,
+    expected_logprobs,
+    greedy,
+)
 from tests.fake_model import FakeRunner, Oracle
+from tests.tolerances import TOLERANCE
 
 Make = Callable[..., LLM]
 STORY = TOKENIZER.decode(BOOKS[0])
@@ -221,6 +234,227 @@ def test_scores_of_a_tiny_model_are_a_fresh_prefill_s(tiny_llm: LLM) -> None:
     assert scores == pytest.approx(fresh, abs=1e-4)
 
 
+def check_edited(llm: LLM, doc: Document, text: str) -> None:
+    """Check what holds of any edited document: its text, and that nobody else gets its KV."""
+    assert doc.text == text
+    check_states(doc.provenance.tokens, len(doc.tokens))
+    (fresh,) = llm.generate([[*doc.tokens, 1]], greedy(2))
+    expected = expected_completion(Oracle(), [*doc.tokens, 1], greedy(2), 0, 4000)
+    assert list(fresh.outputs[0].token_ids) == expected[0]
+    assert set(fresh.usage.provenance.tokens) == {"exact"}
+    llm.loop.call(lambda engine: engine.memory.check()).result(10)
+
+
+FIDELITIES: list[Fidelity] = ["exact", "repaired", "shifted"]
+edits = st.tuples(
+    st.integers(0, 120), st.integers(0, 60), st.text("abc .\n", max_size=70), st.booleans()
+)
+
+
+@pytest.mark.parametrize("caching", [True, False])
+@pytest.mark.parametrize("fidelity", FIDELITIES)
+def test_edits_change_the_text_and_repair_makes_all_exact(
+    make_llm: Make, fidelity: Fidelity, caching: bool
+) -> None:
+    llm = make_llm(runner=FakeRunner(num_layers=2), enable_prefix_caching=caching)
+
+    @settings(max_examples=12)
+    @given(st.lists(edits, min_size=1, max_size=3), st.sampled_from(["blend", "first", "random"]))
+    def run(made: list[tuple[int, int, str, bool]], selector: str) -> None:
+        doc, text = llm.document(STORY[:180]), STORY[:180]
+        for place, length, new, whole in made:
+            start = min(place, len(text))
+            stop = min(start + length, len(text))
+            text = text[:start] + new + text[stop:]
+            asked: Any = {"fidelity": fidelity, "selector": selector, "share": 0.3}
+            receipt = doc.replace(text, **asked) if whole else doc.edit(start, stop, new, **asked)
+            assert receipt == doc.receipt
+            check_states(receipt.tokens, len(doc.tokens))
+            assert receipt.lossless
+            check_edited(llm, doc, text)
+            if receipt.fidelity == "exact":
+                check(llm, doc, TOKENIZER.encode(text))
+        receipt = doc.repair()
+        assert receipt.tokens in ({"exact": len(text)}, {})
+        check(llm, doc, TOKENIZER.encode(text))
+        doc.close()
+
+    run()
+    assert used(llm) == 0
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_a_repair_of_all_is_exact_and_of_nothing_is_a_shift(make_llm: Make, share: float) -> None:
+    llm = make_llm(runner=FakeRunner(num_layers=2))
+    doc, other = llm.document(STORY[:180]), llm.document(STORY[:180])
+    text = STORY[:50] + "abc" + STORY[60:180]
+    receipt = doc.edit(50, 60, "abc", fidelity="repaired", share=share)
+    shifted = other.edit(50, 60, "abc", fidelity="shifted")
+    if share:
+        assert (receipt.repaired, receipt.recomputed) == (120, 123)
+        expected = expected_completion(Oracle(), [*doc.tokens, 1], greedy(3), 0, 4000)[0]
+    else:
+        assert (receipt.repaired, receipt.recomputed) == (0, 3)
+        assert receipt.tokens == shifted.tokens
+        expected = list(other.generate("a", greedy(3)).outputs[0].token_ids)
+    assert list(doc.generate("a", greedy(3)).outputs[0].token_ids) == expected
+    check_edited(llm, doc, text)
+
+
+def test_an_edit_and_its_reverse_leave_everything_exact(make_llm: Make) -> None:
+    llm = make_llm(enable_prefix_caching=False)
+    doc = llm.document(STORY[:180])
+    assert doc.edit(50, 50, "abc", fidelity="shifted").tokens["moved"] == 130
+    receipt = doc.edit(50, 53, "", fidelity="shifted")
+    assert (receipt.tokens, receipt.recomputed) == ({"exact": 180}, 0)
+    check(llm, doc, BOOKS[0][:180])
+
+
+@pytest.mark.parametrize("fidelity", ["repaired", "shifted"])
+def test_the_first_tokens_are_edited_exactly(make_llm: Make, fidelity: Fidelity) -> None:
+    llm = make_llm(runner=FakeRunner(num_layers=2))
+    doc = llm.document(STORY[:180])
+    assert doc.edit(3, 5, "z", fidelity=fidelity).fidelity == "exact"
+    check(llm, doc, TOKENIZER.encode(STORY[:3] + "z" + STORY[5:180]))
+    assert doc.edit(4, 5, "zz", fidelity=fidelity).fidelity == fidelity
+
+
+@pytest.mark.parametrize("positions", ["opaque", "absolute"])
+def test_a_model_that_cannot_move_keys_edits_exactly(make_llm: Make, positions: Any) -> None:
+    llm = make_llm(runner=FakeRunner(positions=positions))
+    doc, source = llm.document(STORY[:180]), llm.document(STORY[40:180])
+    for refused in (
+        lambda: doc.edit(50, 60, "abc", fidelity="shifted"),
+        lambda: doc.edit(50, 60, "abc", fidelity="repaired"),
+        lambda: doc.transplant(50, source, 10, 30),
+    ):
+        with pytest.raises(UnsupportedModelError, match=positions):
+            refused()
+        check(llm, doc, BOOKS[0][:180])
+    doc.edit(50, 60, "abc")
+    check(llm, doc, TOKENIZER.encode(STORY[:50] + "abc" + STORY[60:180]))
+
+
+@pytest.mark.parametrize("fidelity", FIDELITIES)
+def test_an_edit_that_fails_changes_nothing(make_llm: Make, fidelity: Fidelity) -> None:
+    runner = FakeRunner(num_layers=2)
+    llm = make_llm(blocks=9, runner=runner)
+    doc = llm.document(STORY[:200])
+    for start, stop, text in ((0, 300, "a"), (-1, 3, "a"), ((9, 9), (9, 9), "a")):
+        with pytest.raises(RequestError):
+            doc.edit(start, stop, text, fidelity=fidelity)
+    with pytest.raises(RequestError, match="one of"):
+        doc.edit(50, 60, "a", fidelity="best")  # type: ignore[arg-type]
+    changed = STORY[:50] + "abc" + STORY[60:90] + "abc" + STORY[99:200]
+    for passes in range(1 if fidelity == "exact" else 2 if fidelity == "shifted" else 3):
+        runner.failures = [None] * passes + [ValueError("no weights")]
+        with pytest.raises(KvloomError, match="no weights"):
+            doc.replace(changed, fidelity=fidelity)
+        check(llm, doc, BOOKS[0][:200])
+    with pytest.raises((CapacityError, RequestError)):
+        doc.edit(50, 60, "abc" * 130, fidelity=fidelity)
+    check(llm, doc, BOOKS[0][:200])
+    doc.close()
+    assert used(llm) == 0
+
+
+def test_a_repair_without_room_changes_nothing(make_llm: Make) -> None:
+    llm = make_llm(blocks=4, runner=FakeRunner(num_layers=2), enable_prefix_caching=False)
+    doc = llm.document(STORY[:190])
+    with pytest.raises(CapacityError):
+        doc.edit(50, 60, "abc", fidelity="repaired", share=1)
+    check(llm, doc, BOOKS[0][:190])
+    doc.close()
+    assert used(llm) == 0
+
+
+@pytest.mark.parametrize("fidelity", FIDELITIES)
+def test_kv_that_is_forgotten_or_let_go_in_the_middle_is_computed(
+    make_llm: Make, monkeypatch: pytest.MonkeyPatch, fidelity: Fidelity
+) -> None:
+    """Whatever else the engine does between two calls of an edit, the text's KV comes of it."""
+    llm = make_llm(runner=FakeRunner(num_layers=2), enable_prefix_caching=False)
+    doc = llm.document(STORY[:180])
+    plain = computing_module.call
+
+    def disturbed(loop: Any, task: Any) -> Any:
+        def forget(engine: Any) -> None:
+            for held in list(engine.memory.idle):
+                held.truncate(0)
+
+        loop.call(forget).result(10)
+        return plain(loop, task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(computing_module, "call", disturbed)
+        patch.setattr(document_module, "call", disturbed)
+        doc.edit(50, 60, "abc", fidelity=fidelity)
+        doc.edit(90, 91, "", fidelity=fidelity)
+    text = STORY[:50] + "abc" + STORY[60:180]
+    check_edited(llm, doc, text[:90] + text[91:])
+    doc.repair()
+    check(llm, doc, TOKENIZER.encode(text[:90] + text[91:]))
+    doc.close()
+    assert used(llm) == 0
+
+
+@pytest.mark.parametrize("fidelity", FIDELITIES)
+def test_generations_that_run_meanwhile_are_those_of_the_old_text(
+    make_llm: Make, fidelity: Fidelity
+) -> None:
+    llm = make_llm(runner=FakeRunner(num_layers=2))
+    doc = llm.document(STORY[:180])
+    fork = doc.fork()
+    streams = [each.stream("ab", greedy(20, ignore_eos=True)) for each in (doc, fork)]
+    doc.edit(50, 60, "abc", fidelity=fidelity)
+    prompt = [*BOOKS[0][:180], 1, 2]
+    expected = expected_completion(Oracle(), prompt, greedy(20, ignore_eos=True), 0, 4000)[0]
+    for stream in streams:
+        assert [token for chunk in stream for token in chunk.token_ids] == expected
+    check(llm, fork, BOOKS[0][:180])
+    check_edited(llm, doc, STORY[:50] + "abc" + STORY[60:180])
+
+
+@pytest.mark.parametrize(("keys", "values"), [(True, True), (True, False), (False, True)])
+def test_a_transplant_changes_kv_and_no_text(make_llm: Make, keys: bool, values: bool) -> None:
+    llm = make_llm(enable_prefix_caching=False)
+    doc, source = llm.document(STORY[:180]), llm.document("zz" + STORY[20:180])
+    receipt = doc.transplant(60, source, 42, 92, keys=keys, values=values)
+    assert receipt.tokens["foreign"] >= 50
+    check_edited(llm, doc, STORY[:180])
+    check(llm, source, TOKENIZER.encode("zz" + STORY[20:180]))
+    with pytest.raises(RequestError, match="differ"):
+        doc.transplant(60, source, 43, 93)
+    with pytest.raises(RequestError, match="another model"):
+        doc.transplant(60, make_llm().document(STORY), 60, 70)
+    doc.repair()
+    check(llm, doc, BOOKS[0][:180])
+    for each in (doc, source):
+        each.close()
+    assert used(llm) == 0
+
+
+@pytest.mark.parametrize("store", ["plain", "codes"])
+def test_a_tiny_model_answers_after_a_repair_of_all_as_after_a_fresh_prefill(
+    tiny_folder: Path, store: str
+) -> None:
+    settings: Any = {"kv_dtype": "int8"} if store == "codes" else {"dtype": "float32"}
+    text = "The quick brown fox jumps over the lazy dog. " * 6
+    new = text[:60] + "def add(left, right)" + text[80:]
+    with LLM(str(tiny_folder), kv_memory="4MiB", **settings) as llm:
+        doc, fresh = llm.document(text), llm.document(new)
+        wanted = fresh.score("and so on")
+        receipt = doc.edit(60, 80, "def add(left, right)", fidelity="repaired", share=1)
+        assert doc.text == new
+        assert receipt.repaired > 0
+        kind = "int8 KV" if store == "codes" else "float32"
+        close = TOLERANCE[kind]["logits"]
+        if doc.tokens == fresh.tokens:
+            assert doc.score("and so on") == pytest.approx(wanted, abs=close, rel=close)
+        doc.repair()
+        assert set(doc.provenance.tokens) == {"exact"}
+
+
 def test_a_repair_without_room_leaves_the_document(
     make_llm: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,7 +464,7 @@ def test_a_repair_without_room_leaves_the_document(
     llm = make_llm(enable_prefix_caching=False)
     doc = llm.document(STORY[:100])
     text, held = doc.text, used(llm)
-    monkeypatch.setattr(document_module, "repair", no_room)
+    monkeypatch.setattr(Engine, "repair", no_room)
     with pytest.raises(CapacityError):
         doc.edit(40, 41, "abc", fidelity="repaired")
     assert doc.text == text

@@ -5,6 +5,7 @@ import pytest
 from kvloom import LLM, Chunk, SamplingParams
 from kvloom.engine.parts import sink_of, tokenize_parts
 from kvloom.errors import RequestError
+from tests.engine.worlds import TOKENIZER
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=3)
 TEXTS = ("def add(left, right):", "The quick brown fox", "jumps over the lazy dog")
@@ -51,3 +52,12 @@ def test_prompts_and_parts_exclude_each_other(tiny_llm: LLM) -> None:
     for prompts, parts in ((None, None), ("text", ["text"])):
         with pytest.raises(RequestError, match="not both"):
             tiny_llm.generate(prompts, GREEDY, parts=parts)
+
+
+def test_only_the_first_part_begins_a_text_and_a_sink_does_so_too(tiny_llm: LLM) -> None:
+    tokenizer = tiny_llm.tokenizer
+    first, second = tokenize_parts(tokenizer, ["def", "def"])
+    assert list(first.tokens) == tokenizer.encode("def")
+    assert list(second.tokens) == tokenizer.encode("def", add_special_tokens=False)
+    assert sink_of(tokenizer)[0] == tokenizer.bos_token_id
+    assert sink_of(TOKENIZER) == (0, TOKENIZER.letters.index("\n"))

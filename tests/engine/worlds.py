@@ -7,7 +7,8 @@ Does not know: how the engine comes to its answers.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +21,14 @@ from kvloom.decode.detokenize import TextDecoder
 from kvloom.decode.draw import draw
 from kvloom.decode.state import DrawKey, SamplingState
 from kvloom.engine.engine import Engine
+from kvloom.engine.loop import Mailbox, Submission
 from kvloom.engine.request import Computed, Event, Failed
+from kvloom.errors import CapacityError
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.pool import block_bytes
 from kvloom.outputs import StreamChunk, Usage
 from kvloom.params import SamplingParams
+from kvloom.reuse.retokenize import Retokenizer
 from tests.fake_model import EOS, VOCAB_SIZE, FakeRunner, LetterTokenizer, Oracle
 
 TOKENIZER = LetterTokenizer()
@@ -73,6 +77,13 @@ def expected_completion(
                 return tokens, "stop", drawn.token_id
         if len(tokens) >= most:
             return tokens, "length", None
+
+
+def check_states(states: Mapping[str, int], length: int) -> None:
+    """Check that tokens by state add up; an inexact token may be so for several reasons."""
+    sure = states.get("exact", 0) + states.get("forgotten", 0)
+    reasons = [count for name, count in states.items() if name not in {"exact", "forgotten"}]
+    assert sure + max(reasons, default=0) <= length <= sure + sum(reasons)
 
 
 def expected_logprobs(oracle: Oracle, tokens: Sequence[int], first_row: int = 0) -> list[float]:
@@ -138,15 +149,50 @@ class Held:
     kv: KVDoc
 
 
+class SteppedLoop:
+    """Stands for `EngineLoop` on one thread: who waits steps, and all else goes on meanwhile."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def call(self, task: Callable[[Engine], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(task(self._world.engine))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def submit(self, tasks: Sequence[Submission], mailbox: Mailbox) -> Future[list[str]]:
+        (task,) = tasks
+        future = self.call(task)
+        if future.exception() is None:
+            name = future.result()
+            self._world.mailboxes[name] = mailbox
+            while name in self._world.mailboxes:
+                self._world.step()
+        return future
+
+    def cancel_submitted(self, submitted: Future[list[str]]) -> None:
+        assert submitted.exception() is not None
+
+    def abandon(self, doc: KVDoc) -> None:
+        self._world.engine.abandon(doc)
+
+
 class World:
     """Requests and documents over one engine; checks every event and every step."""
 
     def __init__(self, **settings: Any) -> None:
-        self.runner = FakeRunner()
+        self.runner = FakeRunner(num_layers=2)
         self.engine = fake_engine(runner=self.runner, **settings)
         self.oracle = Oracle()
         self.asked: dict[str, Asked] = {}
         self.docs: list[Held] = []
+        self.mailboxes: dict[str, Mailbox] = {}
+        self.loop = SteppedLoop(self)
+        self.tokenizer, self.spec = TOKENIZER, self.runner.spec
+        self.retokenizer = Retokenizer(TOKENIZER)
 
     @property
     def limit(self) -> int:
@@ -179,6 +225,9 @@ class World:
 
     def step(self) -> None:
         for event in self.engine.step():
+            if event.request_id in self.mailboxes:
+                self.mailboxes.pop(event.request_id)(event)
+                continue
             asked = self.asked[event.request_id]
             asked.take(event)
             if asked.done:
@@ -223,6 +272,10 @@ class World:
         )
 
     def check_answer(self, asked: Asked) -> None:
+        if asked.failed is not None and self.engine.memory.in_work:
+            # What an edit works on is not forgotten, not even for the last request.
+            assert isinstance(asked.failed.error, CapacityError)
+            return
         assert asked.failed is None, str(asked.failed)
         assert asked.usage is not None
         if asked.params is not None:
@@ -290,6 +343,7 @@ class World:
             self.cancel(name)
         for held in self.docs:
             self.engine.release(held.kv)
+        self.engine.chunks.clear()
         if self.engine.memory.tree is not None:
             self.engine.memory.tree.clear()
         self.engine.memory.check()

@@ -32,35 +32,41 @@ class Chunks:
         return len(self._docs)
 
     def find(self, sink: Sequence[int], tokens: Sequence[int], tenant: str) -> KVDoc | None:
-        """Return the document of a sink and a chunk, as the one used last; None if there is none.
+        """Return a fork of the document of a sink and a chunk; None if there is none.
 
-        It is protected from being forgotten until `EngineMemory.unprotect`.
+        The fork is protected from being forgotten until the receiver lets go of it.
         """
-        key = (hash_tokens(sink), hash_tokens(tokens), tenant)
-        doc = self._docs.get(key)
+        self._drop_forgotten()
+        doc = self._docs.get(_key(sink, tokens, tenant))
         if doc is None:
             return None
-        if doc.length < len(sink) + len(tokens):  # it was forgotten
-            del self._docs[key]
-            self._memory.forget(doc)
-            return None
-        self._memory.protect(doc)
-        return doc
+        self._memory.hold(doc)
+        return self._memory.fork_protected(doc)
 
-    def add(self, sink: Sequence[int], tokens: Sequence[int], tenant: str, doc: KVDoc) -> None:
-        """Take a document of a sink and a chunk that the memory holds; protect it likewise."""
-        key = (hash_tokens(sink), hash_tokens(tokens), tenant)
+    def add(
+        self, sink: Sequence[int], tokens: Sequence[int], tenant: str, doc: KVDoc
+    ) -> KVDoc | None:
+        """Take a document of a sink and a chunk that the memory holds; return what `find` does."""
+        key = _key(sink, tokens, tenant)
         old = self._docs.pop(key, None)
         if old is not None:
             self._memory.forget(old)
         self._docs[key] = doc
-        self._memory.protect(doc)
+        return self.find(sink, tokens, tenant)
 
     def clear(self) -> None:
         """Let go of all chunks."""
         for doc in self._docs.values():
             self._memory.forget(doc)
         self._docs.clear()
+
+    def _drop_forgotten(self) -> None:
+        for key in [key for key, doc in self._docs.items() if doc.length == 0]:
+            self._memory.forget(self._docs.pop(key))
+
+
+def _key(sink: Sequence[int], tokens: Sequence[int], tenant: str) -> tuple[bytes, bytes, str]:
+    return hash_tokens(sink), hash_tokens(tokens), tenant
 
 
 def chunk_spans(doc: KVDoc, sink: Sequence[int]) -> tuple[Span, ...]:

@@ -7,7 +7,8 @@ Does not know: texts, or what the KV is for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
@@ -17,13 +18,16 @@ import numpy as np
 from kvloom.engine.engine import Engine
 from kvloom.engine.loop import EngineLoop
 from kvloom.engine.request import Computed, Event, Failed, Repaired
+from kvloom.errors import KvloomError
 from kvloom.kv.baseline import Baseline
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.execute import add_part
 from kvloom.kv.plan import Compute, EditPlan, Keep, Mix, Take
+from kvloom.kv.pool import blocks_for
 from kvloom.reuse.select import Selector
 
 T = TypeVar("T")
+D = TypeVar("D", bound=KVDoc | None)
 
 
 def call(loop: EngineLoop, task: Callable[[Engine], T]) -> T:
@@ -31,10 +35,31 @@ def call(loop: EngineLoop, task: Callable[[Engine], T]) -> T:
     return loop.call(task).result()
 
 
+def document_of(loop: EngineLoop, task: Callable[[Engine], D]) -> D:
+    """Run a function on the engine that gives a document; an interrupted wait lets go of it."""
+    future = loop.call(task)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        future.add_done_callback(partial(_abandon, loop))
+        raise
+
+
+@contextmanager
+def forked(loop: EngineLoop, doc: KVDoc) -> Iterator[KVDoc]:
+    """Give a fork of a document that is neither forgotten nor let go of by anybody else."""
+    fork = document_of(loop, lambda engine: engine.memory.fork_protected(doc))
+    try:
+        yield fork
+    finally:
+        loop.abandon(fork)
+
+
 def compute(
     loop: EngineLoop,
     tokens: list[int],
-    base: KVDoc,
+    base: KVDoc | None = None,
     *,
     exact_only: bool = False,
     score_from: int | None = None,
@@ -45,7 +70,7 @@ def compute(
     Args:
         loop: runs it.
         tokens: at least one.
-        base: a document whose KV may be taken.
+        base: a document whose KV may be taken; None for none.
         exact_only: take of it what equals a fresh prefill, and no more.
         score_from: score the tokens behind this row.
         keep_logits: give the logits of the scored rows as well.
@@ -72,12 +97,15 @@ def compute(
 def repair(
     loop: EngineLoop, doc: KVDoc, share: float, rule: Selector, marked: np.ndarray | None = None
 ) -> Repaired:
-    """Return a copy of a document in which a share of the stale rows is computed again.
+    """Let go of a document for a copy in which a share of the stale rows is computed again.
 
     Raises:
         CapacityError: the KV memory has no room for the rows.
     """
-    event = _wait(loop, lambda engine: engine.repair(doc, share, rule, marked))
+    try:
+        event = _wait(loop, lambda engine: engine.repair(doc, share, rule, marked))
+    finally:
+        loop.abandon(doc)
     assert isinstance(event, Repaired)
     return event
 
@@ -87,68 +115,87 @@ def carry_out(
 ) -> tuple[KVDoc, int]:
     """Return the document that a plan makes of another one, and how many rows were run.
 
-    The other one stays as it is.
-
-    Parts are added from left to right, so that computed rows see what stands before them.
+    The other one stays as it is, and may not be forgotten meanwhile, nor may what the plan takes.
+    Parts are added from left to right, so that computed rows see what stands before them. What is
+    forgotten of the new document in between is computed as any other tokens.
 
     Raises:
         RequestError: the new document is too long.
         CapacityError: the KV memory cannot hold it.
     """
-    built = call(loop, Engine.new_document)
-    tokens: list[int] = []
+    built = document_of(loop, Engine.new_document)
     rows = 0
     try:
-        with kept(loop, doc):
-            for part in plan.parts:
-                if not isinstance(part, Compute):
-                    with kept(loop, built):
-                        tokens = call(loop, partial(_add, built, doc, part, baseline))
-                    continue
-                tokens += part.tokens
-                with kept(loop, built):
-                    computed = compute(loop, tokens, built)
-                call(loop, partial(Engine.release, doc=built))
-                built, rows = computed.doc, rows + computed.usage.computed_tokens
+        tokens = call(loop, lambda _: plan.tokens(doc))
+        for place, part in plan.placed():
+            if not isinstance(part, Compute) and call(
+                loop, partial(_add, built, doc, part, place, baseline)
+            ):
+                continue
+            with kept(loop, built):
+                computed = compute(loop, tokens[: place + part.length], built)
+            loop.abandon(built)
+            built, rows = computed.doc, rows + computed.usage.computed_tokens
     except BaseException:
-        call(loop, partial(Engine.release, doc=built))
+        loop.abandon(built)
         raise
     return built, rows
 
 
 def _add(
-    built: KVDoc, doc: KVDoc, part: Keep | Take | Mix, baseline: Baseline | None, _: Engine
-) -> list[int]:
+    built: KVDoc,
+    doc: KVDoc,
+    part: Keep | Take | Mix,
+    place: int,
+    baseline: Baseline | None,
+    engine: Engine,
+) -> bool:
+    """Show a part at a document's end; say whether all was there that stands before it."""
+    if isinstance(part, Mix) or baseline is not None:  # is copied, where nothing else is
+        pieces = len(doc.order) + (len(part.spans) if isinstance(part, Mix) else 0)
+        engine.memory.make_room(blocks_for(part.length) + pieces)
+    if built.length < place:
+        return False
     add_part(built, doc, part, baseline)
-    return built.tokens
+    return True
 
 
 @contextmanager
 def kept(loop: EngineLoop, doc: KVDoc) -> Iterator[None]:
     """Keep the KV of an idle document from being forgotten for a while."""
-    call(loop, lambda engine: engine.memory.protect(doc))
+    protected = loop.call(lambda engine: engine.memory.protect(doc))
     try:
+        protected.result()
         yield
     finally:
-        call(loop, lambda engine: engine.memory.unprotect(doc))
+        if not protected.cancel():
+            loop.call(lambda engine: engine.memory.unprotect(doc))
 
 
 def _wait(loop: EngineLoop, submit: Callable[[Engine], str]) -> Event:
     inbox: SimpleQueue[Event] = SimpleQueue()
-    (request_id,) = loop.submit_and_wait([submit], inbox.put)
+    submitted = loop.submit([submit], inbox.put)
     try:
+        submitted.result()
         event = inbox.get()
     except BaseException:
-        loop.call(lambda engine: _discard(engine, request_id, inbox))
+        loop.cancel_submitted(submitted)
+        with suppress(KvloomError):  # a closed engine has nothing to give
+            loop.call(lambda engine: _discard(engine, inbox))
         raise
     if isinstance(event, Failed):
         raise event.error
     return event
 
 
-def _discard(engine: Engine, request_id: str, inbox: SimpleQueue[Event]) -> None:
-    """Cancel a request, or let go of the document that nobody took."""
-    engine.cancel(request_id)
+def _abandon(loop: EngineLoop, done: Future[D]) -> None:
+    doc = None if done.cancelled() or done.exception() is not None else done.result()
+    if doc is not None:
+        loop.abandon(doc)
+
+
+def _discard(engine: Engine, inbox: SimpleQueue[Event]) -> None:
+    """Let go of the document that nobody took."""
     while not inbox.empty():
         event = inbox.get()
         if isinstance(event, Computed | Repaired):

@@ -10,11 +10,17 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
 from kvloom.engine.collect import Collector
-from kvloom.engine.computing import call, carry_out, compute, kept, repair
+from kvloom.engine.computing import (
+    call,
+    carry_out,
+    compute,
+    document_of,
+    forked,
+    repair,
+)
 from kvloom.engine.engine import Engine
 from kvloom.engine.fidelity import REPAIRED_SHARE, SINK_TOKENS, Approximation, check_edit
 from kvloom.engine.prompts import Prompt, tokenize
@@ -30,41 +36,15 @@ from kvloom.params import SamplingParams
 from kvloom.reuse.edit_series import TextEdit, edit_series
 from kvloom.reuse.mentions import mentions
 from kvloom.reuse.repair import RepairReceipt
-from kvloom.reuse.retokenize import Retokenizer, TokenEdit
+from kvloom.reuse.retokenize import TokenEdit
 from kvloom.reuse.text_range import LineColumn
-from kvloom.types import ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kvloom.engine.loop import EngineLoop
-    from kvloom.model.tokenizer import TextTokenizer
+    from kvloom.engine.host import Host
 
 T = TypeVar("T")
-
-
-class Host(Protocol):
-    """What a document needs of the model it belongs to; `LLM` and `AsyncLLM` offer it."""
-
-    @property
-    def tokenizer(self) -> TextTokenizer:
-        """The model's own tokenizer."""
-        ...
-
-    @property
-    def retokenizer(self) -> Retokenizer:
-        """Turns edits of text into edits of tokens."""
-        ...
-
-    @property
-    def spec(self) -> ModelSpec:
-        """What the probe found out about the model."""
-        ...
-
-    @property
-    def loop(self) -> EngineLoop:
-        """The thread that owns the engine."""
-        ...
 
 
 class Document:
@@ -86,7 +66,7 @@ class Document:
         self._llm = llm
         self.receipt = receipt
         self._tokens = list(tokens or ())
-        self._own(self._call(lambda engine: engine.new_document()) if kv is None else kv)
+        self._own(document_of(llm.loop, Engine.new_document) if kv is None else kv)
 
     @property
     def tokens(self) -> list[int]:
@@ -125,9 +105,7 @@ class Document:
         if not tokens:
             return
         grown = [*self._tokens, *tokens]
-        computed = self._compute(grown)
-        self._tokens = grown
-        self._own_instead(computed.doc)
+        self._become(grown, self._compute(grown).doc)
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens.
@@ -266,19 +244,27 @@ class Document:
 
         Raises:
             RequestError: a document has no such range, or its tokens differ.
+            UnsupportedModelError: the model's positions cannot be moved.
+            CapacityError: the KV memory cannot hold the new document; the old one is unchanged.
         """
         begun = time.perf_counter()
+        if source._llm.loop is not self._llm.loop:
+            raise RequestError(
+                "The source belongs to another model; give a document of the same one.",
+                param="source",
+            )
         stop = start + source_stop - source_start
+        with self._whole() as kv, source._whole() as theirs:
 
-        def plan(_: Engine) -> EditPlan:
-            source._kv.close_tail()
-            spans = tuple(cut(source._kv.order, source_start, source_stop))
-            return self._kv.apply(Transplant(start, stop, spans, keys=keys, values=values))
+            def plan(_: Engine) -> EditPlan:
+                spans = tuple(cut(theirs.order, source_start, source_stop))
+                return kv.apply(Transplant(start, stop, spans, keys=keys, values=values))
 
-        with self._complete(), source._complete():
-            built, _ = carry_out(self._llm.loop, self._kv, self._call(plan))
-        self._own_instead(built)
-        return self._receipt("shifted", TokenEdit((), False, True), 0, begun)
+            asked = self._call(plan)
+            require_movable(asked, self._llm.spec)
+            built, rows = carry_out(self._llm.loop, kv, asked)
+        self._become(self._tokens, built)
+        return self._receipt("shifted", TokenEdit((), False, True), rows, begun)
 
     def fork(self) -> Document:
         """Return a second document with the same text; both share the KV they have in common."""
@@ -288,7 +274,7 @@ class Document:
             engine.hold(kv)
             return kv
 
-        return Document(self._llm, self._tokens, self._call(fork))
+        return Document(self._llm, self._tokens, document_of(self._llm.loop, fork))
 
     def generate(
         self,
@@ -348,7 +334,7 @@ class Document:
         computed = self._compute(
             [*self._tokens, *targets], score_from=len(self._tokens) - 1, keep_logits=return_logits
         )
-        self._call(lambda engine: engine.release(computed.doc))
+        self._llm.loop.abandon(computed.doc)
         scores = zip(targets, computed.scores, strict=True)
         logprobs = [found[token].logprob for token, found in scores]
         if not return_logits:
@@ -378,34 +364,27 @@ class Document:
         """Carry out an edit of tokens."""
         if wanted.fidelity == "exact":
             return self._make_exact(found.applied(self._tokens), found, begun)
-        with self._complete():
-            return self._approximate(found, wanted, begun)
+        if not found.replaced:
+            return self._receipt(wanted.fidelity, found, 0, begun)
+        if found.replaced[0].start < SINK_TOKENS:
+            # What all other tokens attend to has changed: nothing behind it is worth keeping.
+            return self._make_exact(found.applied(self._tokens), found, begun)
+        return self._approximate(found, wanted, begun)
 
     def _approximate(self, found: TokenEdit, wanted: Approximation, begun: float) -> EditReceipt:
         """Carry out an edit of tokens that keeps KV behind it."""
-        old, tokens = self._tokens, found.applied(self._tokens)
-        plan = self._call(lambda _: self._kv.apply(found.edit))
-        require_movable(plan, self._llm.spec)
-        if not found.replaced:
-            return self._receipt(wanted.fidelity, found, 0, begun)
-        if plan.kept_prefix < SINK_TOKENS:
-            # What all other tokens attend to has changed: nothing behind it is worth keeping.
-            return self._make_exact(tokens, found, begun)
-        loop = self._llm.loop
-        kv, rows = carry_out(loop, self._kv, plan, wanted.baseline)
-        repaired = None
+        loop, old, repaired = self._llm.loop, self._tokens, None
+        with self._whole() as kv:
+            plan = self._call(lambda _: kv.apply(found.edit))
+            require_movable(plan, self._llm.spec)
+            built, rows = carry_out(loop, kv, plan, wanted.baseline)
         if wanted.fidelity == "repaired":
             marked = None
             if wanted.rule.wants_marks:
                 marked = mentions(old, found, self._llm.tokenizer.token_bytes)
-            try:
-                with kept(loop, kv):
-                    done = repair(loop, kv, wanted.share, wanted.rule, marked)
-            finally:
-                self._call(partial(Engine.release, doc=kv))
-            kv, repaired = done.doc, done.receipt
-        self._own_instead(kv)
-        self._tokens = tokens
+            done = repair(loop, built, wanted.share, wanted.rule, marked)
+            built, repaired = done.doc, done.receipt
+        self._become(found.applied(old), built)
         return self._receipt(wanted.fidelity, found, rows, begun, repaired)
 
     def _make_exact(self, tokens: list[int], found: TokenEdit, begun: float) -> EditReceipt:
@@ -413,25 +392,21 @@ class Document:
         rows = 0
         if tokens:
             computed = compute(self._llm.loop, tokens, self._kv, exact_only=True)
-            self._own_instead(computed.doc)
+            self._become(tokens, computed.doc)
             rows = computed.usage.computed_tokens
         else:
-            self._call(lambda _: self._kv.truncate(0))
-        self._tokens = tokens
+            self.truncate(0)
         return self._receipt("exact", found, rows, begun)
 
     @contextmanager
-    def _complete(self) -> Iterator[None]:
-        """Compute again what was forgotten, and keep all KV from being forgotten for a while.
-
-        A plan names slots, which must not become somebody else's before it is carried out.
-        """
+    def _whole(self) -> Iterator[KVDoc]:
+        """Give a fork of the KV, computed again where it was forgotten, that stays what it is."""
         while True:
-            with kept(self._llm.loop, self._kv):
-                if self._call(lambda _: self._kv.length) == len(self._tokens):
-                    yield
+            with forked(self._llm.loop, self._kv) as kv:
+                if kv.length == len(self._tokens):
+                    yield kv
                     return
-            self._own_instead(self._compute(self._tokens).doc)
+            self._become(self._tokens, self._compute(self._tokens).doc)
 
     def _receipt(
         self,
@@ -454,17 +429,17 @@ class Document:
         )
         return self.receipt
 
-    def _own_instead(self, kv: KVDoc) -> None:
-        """Let go of the KV held so far, and own another."""
+    def _become(self, tokens: list[int], kv: KVDoc) -> None:
+        """Let go of the KV held so far, and own that of these tokens."""
         self._finalizer()
+        self._tokens = tokens
         self._own(kv)
 
     def _own(self, kv: KVDoc) -> None:
         """Let go of a document's KV together with this object; the engine holds it already."""
         self._kv = kv
         # A garbage collector may run on the engine's own thread: it only leaves a note there.
-        engine = self._call(lambda engine: engine)
-        self._finalizer = weakref.finalize(self, engine.abandon, kv)
+        self._finalizer = weakref.finalize(self, self._llm.loop.abandon, kv)
 
     def _compute(
         self, tokens: list[int], *, score_from: int | None = None, keep_logits: bool = False

@@ -20,18 +20,18 @@ from kvloom.config import EngineConfig
 from kvloom.decode.accept import Emission, GenerationState
 from kvloom.decode.detokenize import TextDecoder
 from kvloom.decode.draw import Draw, draw
-from kvloom.decode.state import check_vocabulary, draw_keys
+from kvloom.engine.asking import Wishes, make_request
 from kvloom.engine.chunks import Chunks
+from kvloom.engine.idle import IdleWork
 from kvloom.engine.limits import Limits
 from kvloom.engine.memory import EngineMemory
 from kvloom.engine.repairs import Repairs
 from kvloom.engine.request import Computed, Event, Failed, Request, Sequence
-from kvloom.engine.scoring import Scoring
-from kvloom.errors import CapacityError, KvloomError, RequestError
+from kvloom.errors import CapacityError, KvloomError
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
 from kvloom.kv.pool import PAGE_SLOTS, Pool
-from kvloom.outputs import EngineStats, Provenance
+from kvloom.outputs import EngineStats
 from kvloom.params import SamplingParams
 from kvloom.reuse.repair import Repair
 from kvloom.reuse.select import Selector
@@ -89,6 +89,7 @@ class Engine:
         self._requests: dict[str, Request] = {}
         self._repairs = Repairs(self.memory, runner)
         self.chunks = Chunks(self.memory)
+        self.idle = IdleWork(self.memory)
         self._let_go: deque[KVDoc] = deque()
         self._numbers = count()
         self._counts: Counter[str] = Counter()
@@ -125,33 +126,16 @@ class Engine:
             RequestError: the prompt is empty, too long or outside of the vocabulary.
             CapacityError: too many requests wait.
         """
-        tokens = self.limits.check(prompt_tokens, generates=params is not None)
-        alternatives = 0
-        if not isinstance(params, SamplingParams | None):
-            raise RequestError(
-                f"params are {type(params).__name__}; give SamplingParams.", param="params"
-            )
-        if params is not None:
-            check_vocabulary(params, self.limits.vocab_size)
-            if params.prompt_logprobs is not None:
-                score_from, alternatives = 0, params.prompt_logprobs
-        scoring = None
-        if score_from is not None:
-            scoring = Scoring(tokens, score_from, alternatives, keep_logits)
-        number, room = next(self._numbers), self.limits.max_tokens - len(tokens)
-        request = Request(
-            request_id=f"request-{number}",
-            prompt_tokens=tokens,
-            params=params,
-            keys=() if params is None else draw_keys(params),
-            max_tokens=0 if params is None else min(params.max_tokens or room, room),
-            base=base,
-            scoring=scoring,
-            reuse_prefix=self.config.enable_prefix_caching,
-            submitted_s=time.monotonic(),
-            exact_only=exact_only,
-            tenant=tenant or ANYBODY,
+        number = next(self._numbers)
+        request = make_request(
+            number,
+            self.limits,
+            prompt_tokens,
+            params,
+            Wishes(base, exact_only, tenant or ANYBODY, score_from, keep_logits),
         )
+        request.reuse_prefix = self.config.enable_prefix_caching
+        tokens = request.prompt_tokens
         sequence = Sequence(number, len(tokens), request=request, index=0, tokens=list(tokens))
         self._scheduler.add(sequence)
         if base is not None and base in self.memory.idle:
@@ -207,6 +191,8 @@ class Engine:
             logger.exception("a step failed")
             names = {_sequence(share).request.request_id for share in shares}
             return [event for name in names for event in self._fail(name, error)]
+        finally:
+            self.memory.begin_step()  # what was promised is taken
         self._counts["steps"] += 1
         events = self._advance(shares, output)
         return events + self._repairs.step() if self._repairs else events
@@ -214,30 +200,11 @@ class Engine:
     @property
     def is_busy(self) -> bool:
         """Whether a step or an idle step would do anything."""
-        return self.has_work or self.has_idle_work
-
-    @property
-    def has_idle_work(self) -> bool:
-        """Whether there is something to do while nobody waits."""
-        return self.memory.shelf is not None and self.memory.shelf.next_waiting is not None
-
-    def idle_step(self) -> None:
-        """Do a little of what can wait: store the KV of a document."""
-        shelf = self.memory.shelf
-        doc = None if shelf is None else shelf.next_waiting
-        if shelf is not None and doc is not None:
-            try:
-                shelf.keep_next()
-            except Exception:  # the store is a convenience: nothing depends on it
-                logger.exception("a document was not stored")
-            self.release(doc)
+        return self.has_work or self.idle.has_work
 
     def close(self) -> None:
-        """Store what waits, and let go of the store."""
-        while self.has_idle_work:
-            self.idle_step()
-        if self.memory.shelf is not None:
-            self.memory.shelf.close()
+        """Store what waits, as far as time allows, and let go of the store."""
+        self.idle.close()
 
     def new_document(self) -> KVDoc:
         """Return an empty document, held until the receiver releases it."""
@@ -386,8 +353,8 @@ class Engine:
         if running:
             doc = self.memory.detach(sequence)
             self.memory.publish(doc)
-            self._put_by(doc, request.tenant)
-            request.provenance = _join(request.provenance, doc.provenance())
+            self.idle.put_by(doc.tokens, request.tenant)
+            request.add_provenance(doc.provenance())
             if request.params is None and emission is None:
                 # Held at once, so that it can be forgotten before its receiver takes it.
                 self.hold(doc)
@@ -409,13 +376,6 @@ class Engine:
         scores = () if scoring is None else tuple(scoring.scores)
         logits = None if scoring is None else scoring.logits
         return [Computed(request.request_id, request.result, usage, scores, logits)]
-
-    def _put_by(self, doc: KVDoc, tenant: str) -> None:
-        """Let a document's KV be stored when there is time, unless it is forgotten before."""
-        if self.memory.shelf is not None and doc.length:
-            fork = doc.fork()
-            self.memory.hold(fork)
-            self.memory.shelf.put_by(fork, tenant)
 
     def _fail(self, request_id: str, error: Exception) -> list[Event]:
         if not isinstance(error, KvloomError):
@@ -459,9 +419,3 @@ def _place_in_memory(share: Share) -> tuple[int, int]:
     assert sequence.doc is not None
     spans = sequence.doc.spans
     return (spans[0].pool_slots[0] if spans else -1, sequence.arrival)
-
-
-def _join(first: Provenance, second: Provenance) -> Provenance:
-    tokens = Counter(first.tokens) + Counter(second.tokens)
-    nbytes = Counter(first.nbytes) + Counter(second.nbytes)
-    return Provenance(tokens=dict(tokens), nbytes=dict(nbytes))

@@ -13,14 +13,15 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from kvloom.engine.chunks import chunk_spans
-from kvloom.engine.computing import call, carry_out, compute, kept, repair
+from kvloom.engine.computing import call, carry_out, compute, document_of, repair
 from kvloom.engine.engine import ANYBODY, Engine
 from kvloom.engine.loop import EngineLoop
 from kvloom.errors import RequestError
 from kvloom.kv.doc import KVDoc
-from kvloom.kv.plan import Compute, EditPlan, Part, Take, require_movable
+from kvloom.kv.plan import Compute, EditPlan, Part, Take, merged, require_movable
 from kvloom.kv.span import Span
 from kvloom.outputs import EditReceipt, Fidelity
 from kvloom.reuse.select import Selector
@@ -45,7 +46,7 @@ class Joined:
     """A prompt whose parts stand in one document.
 
     Attributes:
-        doc: the KV of the parts before the last text; held until the receiver releases it.
+        doc: the KV of the parts; held until the receiver releases it.
         tokens: the whole prompt.
         receipt: what was shown, computed and repaired.
     """
@@ -92,65 +93,62 @@ class Joining:
         body = list(parts)
         while body and (self.fidelity == "exact" or not body[-1].reusable):
             body.pop()
-        known = call(self.loop, lambda engine: engine.memory.known_prefix(tokens))
-        empty = call(self.loop, Engine.new_document)
-        rows = 0
-        try:
-            with ExitStack() as stack:
-                shown: list[Part] = []
-                place = 0
-                for part in body:
-                    place += len(part.tokens)
-                    if not part.reusable or place <= known:
-                        shown.append(Compute(part.tokens))
-                        continue
-                    doc, computed = self._chunk(part.tokens)
-                    stack.callback(self._unprotect, doc)
-                    rows += computed
-                    shown.append(Take(self._spans(doc)))
-                plan = EditPlan(tuple(shown))
-                require_movable(plan, self.spec)
-                built, run = carry_out(self.loop, empty, plan)
-        finally:
-            call(self.loop, lambda engine: engine.release(empty))
-        return self._repaired(built, tokens, rows + run, begun)
-
-    def _repaired(self, built: KVDoc, tokens: list[int], rows: int, begun: float) -> Joined:
+        built, rows = self._shown(body, tokens)
         found = None
-        if self.fidelity == "repaired" and built.length:
-            try:
-                with kept(self.loop, built):
-                    repaired = repair(self.loop, built, self.share, self.rule)
-            finally:
-                call(self.loop, lambda engine: engine.release(built))
+        if self.fidelity == "repaired":
+            repaired = repair(self.loop, built, self.share, self.rule)
             built, found = repaired.doc, repaired.receipt
+        try:  # The last text sees repaired chunks.
+            computed = compute(self.loop, tokens, built)
+        finally:
+            self.loop.abandon(built)
+        rows += computed.usage.computed_tokens
         receipt = EditReceipt(
             fidelity=self.fidelity,
-            tokens=call(self.loop, lambda _: built.provenance().tokens),
+            tokens=computed.usage.provenance.tokens,
             recomputed=rows + (found.repaired if found else 0),
             repaired=found.repaired if found else 0,
             deviation=found.deviation if found else None,
             deviation_left=found.left if found else None,
             seconds=time.perf_counter() - begun,
         )
-        return Joined(built, tokens, receipt)
+        return Joined(computed.doc, tokens, receipt)
 
-    def _unprotect(self, doc: KVDoc) -> None:
-        call(self.loop, lambda engine: engine.memory.unprotect(doc))
+    def _shown(self, body: Sequence[TokenPart], tokens: list[int]) -> tuple[KVDoc, int]:
+        """Return a document of parts, and the rows that were run for it and its chunks."""
+        known = call(self.loop, lambda engine: engine.memory.known_prefix(tokens))
+        rows = place = 0
+        with ExitStack() as stack:
+            parts: list[Part] = []
+            for part in body:
+                place += len(part.tokens)
+                if not part.reusable or place <= known:
+                    parts.append(Compute(part.tokens))
+                    continue
+                doc, computed = self._chunk(part.tokens)
+                stack.callback(self.loop.abandon, doc)
+                rows += computed
+                parts.append(Take(self._spans(doc)))
+            plan = EditPlan(merged(parts))
+            require_movable(plan, self.spec)
+            empty = document_of(self.loop, Engine.new_document)
+            stack.callback(self.loop.abandon, empty)
+            built, run = carry_out(self.loop, empty, plan)
+        return built, rows + run
 
     def _spans(self, doc: KVDoc) -> tuple[Span, ...]:
         return call(self.loop, lambda _: chunk_spans(doc, self.sink))
 
     def _chunk(self, tokens: tuple[int, ...]) -> tuple[KVDoc, int]:
-        """Return a chunk's document, protected, and the rows that were run for it."""
-        sink, tenant = self.sink, self.tenant
-        doc = call(self.loop, lambda engine: engine.chunks.find(sink, tokens, tenant))
-        if doc is not None:
-            return doc, 0
-        base = call(self.loop, Engine.new_document)
-        try:
-            computed = compute(self.loop, [*sink, *tokens], base)
-        finally:
-            call(self.loop, lambda engine: engine.release(base))
-        call(self.loop, lambda engine: engine.chunks.add(sink, tokens, tenant, computed.doc))
-        return computed.doc, computed.usage.computed_tokens
+        """Return a fork of a chunk's document, and the rows that were run for it."""
+        sink, tenant, loop = self.sink, self.tenant, self.loop
+        doc = document_of(loop, lambda engine: engine.chunks.find(sink, tokens, tenant))
+        rows = 0
+        while doc is None:
+            computed = compute(loop, [*sink, *tokens])
+            rows += computed.usage.computed_tokens
+            doc = document_of(loop, partial(self._add, tokens, computed.doc))
+        return doc, rows
+
+    def _add(self, tokens: tuple[int, ...], doc: KVDoc, engine: Engine) -> KVDoc | None:
+        return engine.chunks.add(self.sink, tokens, self.tenant, doc)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from kvloom.engine.engine import Engine
 from kvloom.engine.request import Event, Failed
 from kvloom.errors import CapacityError, KvloomError
+from kvloom.kv.doc import KVDoc
 from kvloom.outputs import StreamChunk
 
 logger = logging.getLogger(__name__)
@@ -132,6 +133,10 @@ class EngineLoop:
         except KvloomError:
             return  # a closed engine has ended everything already
 
+    def abandon(self, doc: KVDoc) -> None:
+        """Let go of a document soon, without waiting; may be called by a garbage collector."""
+        self._engine.abandon(doc)
+
     def stop(self) -> None:
         """End all requests and the thread; waits for a running step."""
         with self._wake:
@@ -153,8 +158,8 @@ class EngineLoop:
                     self._do(*self._tasks.popleft())
                 if self._engine.has_work:
                     self._deliver(self._engine.step())
-                elif self._engine.has_idle_work:
-                    self._engine.idle_step()
+                elif self._engine.idle.has_work:
+                    self._engine.idle.step()
                 for request_id in self._flush():
                     self._cancel_now(self._engine, request_id)
         except BaseException as error:

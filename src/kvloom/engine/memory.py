@@ -162,6 +162,12 @@ class EngineMemory:
             del self.in_work[doc]
             self.hold(doc)
 
+    def fork_protected(self, doc: KVDoc) -> KVDoc:
+        """Return a fork that nobody else can let go of, and that is protected until it is."""
+        fork = doc.fork()
+        self.protect(fork)
+        return fork
+
     def known_prefix(self, tokens: list[int]) -> int:
         """Return how many leading tokens have exact KV that others may reuse."""
         return 0 if self.tree is None else sum(span.length for span in self.tree.match(tokens))
@@ -219,7 +225,7 @@ class EngineMemory:
         loading = request.loading
         if loading is None:
             return False
-        if not loading.done:
+        if not loading.over:
             return True
         request.loading = None
         if self.make_room(loading.num_blocks):

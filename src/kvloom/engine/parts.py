@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvloom.engine.document import Document, Host
+from kvloom.engine.document import Document
 from kvloom.engine.fidelity import REPAIRED_SHARE, check_edit
+from kvloom.engine.host import Host
 from kvloom.engine.joining import Joining, TokenPart
 from kvloom.errors import RequestError
 from kvloom.model.tokenizer import TextTokenizer

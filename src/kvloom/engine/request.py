@@ -6,6 +6,7 @@ Does not know: how rows are run or which of them run next.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,8 +52,8 @@ class Request:
     max_tokens: int
     base: KVDoc | None
     scoring: Scoring | None
-    reuse_prefix: bool
     submitted_s: float
+    reuse_prefix: bool = True
     exact_only: bool = False
     tenant: str = ""
     asked_store: bool = False
@@ -72,6 +73,13 @@ class Request:
             return None
         self.prompt_logprobs_sent = True
         return (None, *self.scoring.scores)
+
+    def add_provenance(self, found: Provenance) -> None:
+        """Count what one more document holds."""
+        known = self.provenance
+        tokens = Counter(known.tokens) + Counter(found.tokens)
+        nbytes = Counter(known.nbytes) + Counter(found.nbytes)
+        self.provenance = Provenance(tokens=dict(tokens), nbytes=dict(nbytes))
 
     @property
     def num_unfinished(self) -> int:

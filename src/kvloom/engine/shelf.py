@@ -9,6 +9,7 @@ Only KV that equals a fresh prefill is shelved. A failed read is a miss: the tok
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
@@ -26,6 +27,7 @@ from kvloom.kv.span import Span, cut
 from kvloom.store.chunk import Chunk, ChunkDType
 from kvloom.store.key import Place, context_of, hash_tokens
 from kvloom.store.prefix import Step, find_prefix
+from kvloom.store.tier import Tally
 from kvloom.store.worker import Worker
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 MIN_LOADED = 32
 """A stored beginning is loaded where it saves at least so many tokens."""
+LOADING_S = 2.0
+"""A request waits so long for its stored beginning; then it is computed."""
 OVERLAP_TOKENS = 64
 """So many tokens before a chunk are scanned with it, lest it hold the rest of a credential."""
 SCANNED_BYTES = 512 * 2**20
@@ -49,10 +53,12 @@ class Loading:
     Attributes:
         steps: which chunks, in order.
         futures: one per chunk.
+        late_s: when nobody waits for them any longer, in `time.monotonic`.
     """
 
     steps: list[Step]
     futures: list[Future[Chunk | None]]
+    late_s: float
 
     @property
     def num_blocks(self) -> int:
@@ -64,9 +70,9 @@ class Loading:
         wait(self.futures, timeout_s)
 
     @property
-    def done(self) -> bool:
-        """Whether all have arrived or failed."""
-        return all(future.done() for future in self.futures)
+    def over(self) -> bool:
+        """Whether all have arrived or failed, or the rest comes too late."""
+        return all(future.done() for future in self.futures) or time.monotonic() >= self.late_s
 
 
 class Shelf:
@@ -94,7 +100,8 @@ class Shelf:
         self._fingerprint = fingerprint
         self._scan = scan
         self.counts: Counter[str] = Counter()
-        self._waiting: dict[KVDoc, str] = {}
+        self._late: list[Future[Chunk | None]] = []
+        self._tally = Tally(logger)
         self._scanner = Worker("kvloom-secret-scanner", SCANNED_BYTES)
 
     def look(self, tokens: Sequence[int], known: int, tenant: str) -> Loading | None:
@@ -105,55 +112,39 @@ class Shelf:
             known: of these, tokens whose KV is in the pool.
             tenant: `hash_tenant` of whoever asks.
         """
+        self._late = [future for future in self._late if not future.done()]
+        if self._late:  # it hangs: nobody waits for it before it has answered
+            self.counts["skipped"] += 1
+            return None
         steps = find_prefix(self.store, self._fingerprint, tokens, tenant)
         if sum(step.num_tokens for step in steps) - known < MIN_LOADED:
             return None
-        return Loading(steps, [self.store.fetch(step.key) for step in steps])
+        late_s = time.monotonic() + LOADING_S
+        return Loading(steps, [self.store.fetch(step.key) for step in steps], late_s)
 
     def take(self, loading: Loading) -> KVDoc:
-        """Return a document of what has arrived, up to the first chunk that has not.
-
-        Raises:
-            CapacityError: the pool has too few free blocks; nothing is left behind.
-        """
+        """Return a document of what has arrived, up to the first chunk that has not."""
         doc = KVDoc(self._pool, self._root)
-        try:
-            for step, future in zip(loading.steps, loading.futures, strict=True):
-                chunk = future.result() if future.exception() is None else None
-                slots = None if chunk is None else Slots.of_tensors(chunk.tensors, chunk.layout)
-                if chunk is None or slots is None or not fits(self._pool, slots, len(chunk.tokens)):
-                    self.counts["missed"] += 1
-                    break
-                tokens = chunk.tokens[: step.num_tokens].tolist()
-                holder = carried_in(self._pool, slots, tokens, chunk.base, chunk.origin)
-                doc.extend(holder.spans)
-                holder.close()
-                self.counts["loaded_tokens"] += step.num_tokens
-        except BaseException:
-            doc.close()
-            raise
+        for step, future in zip(loading.steps, loading.futures, strict=True):
+            chunk = self._arrived(future)
+            try:
+                taken = chunk is not None and self._append(doc, chunk, step.num_tokens)
+            except Exception as error:  # computed instead, whatever is wrong with it
+                taken = False
+                self._tally.say_once("load", "stored KV is not used: %s", error)
+            if not taken:
+                self.counts["missed"] += 1
+                break
+            self.counts["loaded_tokens"] += step.num_tokens
+        self._late = [future for future in loading.futures if not self._is_off(future)]
         return doc
-
-    def put_by(self, doc: KVDoc, tenant: str) -> None:
-        """Take a fork of a document, to be stored when there is time."""
-        self._waiting[doc] = tenant
-
-    @property
-    def next_waiting(self) -> KVDoc | None:
-        """The document that is stored next."""
-        return next(iter(self._waiting), None)
-
-    def keep_next(self) -> None:
-        """Store the next document that waits."""
-        doc = next(iter(self._waiting))
-        self._keep(doc, self._waiting.pop(doc))
 
     def close(self) -> None:
         """Write what waits, as far as time allows."""
         self._scanner.close(CLOSE_S)
         self.store.close()
 
-    def _keep(self, doc: KVDoc, tenant: str) -> None:
+    def keep(self, doc: KVDoc, tenant: str) -> None:
         """Store what a document holds exactly and the store does not have yet."""
         length = doc.exact_length()
         tokens = doc.tokens[:length]
@@ -170,10 +161,39 @@ class Shelf:
         def put() -> None:
             self.store.put(chunk, secret=bool(self._scan(scanned)))
 
-        if self._scanner.submit(put, size=chunk.nbytes) is None:
+        future = self._scanner.submit(put, size=chunk.nbytes)
+        if future is None:
             self.counts["dropped"] += 1
             return
+        future.add_done_callback(self._report)
         self.counts["kept_tokens"] += length - start
+
+    def _report(self, future: Future[None]) -> None:
+        if (error := future.exception()) is not None:
+            self.counts["dropped"] += 1
+            self._tally.say_once("scan", "a prefix was not stored: %s", error)
+
+    def _arrived(self, future: Future[Chunk | None]) -> Chunk | None:
+        if not future.done() or future.cancelled() or future.exception() is not None:
+            return None
+        return future.result()
+
+    def _is_off(self, future: Future[Chunk | None]) -> bool:
+        """Whether a read has ended or will not begin."""
+        return future.done() or future.cancel()
+
+    def _append(self, doc: KVDoc, chunk: Chunk, num_tokens: int) -> bool:
+        """Show a chunk's first tokens at a document's end; say whether its format is the pool's."""
+        slots = Slots.of_tensors(chunk.tensors, chunk.layout)
+        if not fits(self._pool, slots, len(chunk.tokens)):
+            return False
+        tokens = chunk.tokens[:num_tokens].tolist()
+        holder = carried_in(self._pool, slots, tokens, chunk.base, chunk.origin)
+        try:
+            doc.extend(holder.spans)
+        finally:
+            holder.close()
+        return True
 
     def _chunk(self, spans: list[Span], tokens: list[int], start: int, tenant: str) -> Chunk:
         slots = carried_out(self._pool, spans)

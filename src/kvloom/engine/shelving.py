@@ -45,10 +45,10 @@ def store_folder(settings: StoreSettings, cache_dir: Path | None) -> Path:
 
 
 def open_store(settings: StoreSettings, cache_dir: Path | None) -> TieredStore:
-    """Return the store, its folder made where it was missing.
+    """Return the store, its folder made where it was missing; one that cannot be used is left out.
 
     Raises:
-        StoreError: the folder cannot be made or used, or the address is none.
+        StoreError: the address names nothing that can be used.
     """
     from kvloom.store.disk import DiskStore
     from kvloom.store.ram import RamStore
@@ -58,8 +58,8 @@ def open_store(settings: StoreSettings, cache_dir: Path | None) -> TieredStore:
     folder = store_folder(settings, cache_dir)
     if not folder.exists():
         logger.info("KV is kept in a new folder", extra={"folder": str(folder)})
-    disk = DiskStore(folder, settings.disk_bytes)
     remote = None if settings.remote is None else open_remote(settings.remote)
+    disk = DiskStore(folder, settings.disk_bytes)
     return TieredStore(RamStore(settings.ram_bytes), disk, remote)
 
 

@@ -179,12 +179,18 @@ def plan_of(doc: KVDoc, changes: Iterable[Change]) -> EditPlan:
                 f"up to {edge}; give edits that do not overlap, or one after the other.",
                 param="edits",
             )
-        _add(parts, Keep(edge, change.start))
-        for part in change.parts:
-            _add(parts, part)
+        parts += (Keep(edge, change.start), *change.parts)
         edge = change.stop
-    _add(parts, Keep(edge, doc.length))
-    return EditPlan(tuple(parts), doc.start_pos)
+    parts.append(Keep(edge, doc.length))
+    return EditPlan(merged(parts), doc.start_pos)
+
+
+def merged(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """Return parts without empty ones and with neighbours as one where they could be."""
+    found: list[Part] = []
+    for part in parts:
+        _add(found, part)
+    return tuple(found)
 
 
 def shown(doc: KVDoc, part: Keep | Take, place: int) -> list[Span]:

@@ -160,12 +160,15 @@ class _Values:
 
 
 def stale_rows(doc: KVDoc) -> StaleRows:
-    """Return a document's rows that are neither exact nor repaired."""
+    """Return a document's rows that are not exact.
+
+    Repaired ones are among them: what stands before them may have changed since.
+    """
     places: list[np.ndarray] = []
     parts: list[np.ndarray] = []
     place = 0
     for number, (span, taint) in enumerate(doc.taints()):
-        if taint is not Taint.EXACT and Taint.REPAIRED not in taint:
+        if taint is not Taint.EXACT:
             places.append(np.arange(place, place + span.length, dtype=np.int64))
             parts.append(np.full(span.length, number, dtype=np.int32))
         place += span.length

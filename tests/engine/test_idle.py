@@ -1,0 +1,73 @@
+"""Idle work is bounded, and nothing depends on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kvloom.engine import idle as idle_module
+from kvloom.engine.idle import IdleWork
+from kvloom.kv.doc import KVDoc
+from tests.engine.worlds import BOOKS, fake_engine
+
+
+class FakeShelf(SimpleNamespace):
+    """Notes what it is given; fails for one tenant."""
+
+    def __init__(self) -> None:
+        super().__init__(counts=Counter(), kept=[], closed=False)
+
+    def keep(self, doc: KVDoc, tenant: str) -> None:
+        if tenant == "broken":
+            raise OSError("disk full")
+        self.kept.append((doc.tokens, tenant))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def work() -> tuple[IdleWork, Any]:
+    engine = fake_engine()
+    shelf: Any = FakeShelf()
+    engine.memory.shelf = shelf
+    doc = engine.new_document()
+    doc.append(BOOKS[0][:100])
+    engine.memory.publish(doc)
+    engine.release(doc)
+    return engine.idle, shelf
+
+
+def test_what_is_known_is_stored_as_far_as_it_is_known(work: tuple[IdleWork, Any]) -> None:
+    idle, shelf = work
+    idle.put_by([*BOOKS[0][:100], 5], "a")
+    idle.put_by(BOOKS[1][:100], "b")
+    idle.put_by(BOOKS[0][:70], "broken")
+    while idle.has_work:
+        idle.step()
+    assert shelf.kept == [(BOOKS[0][:100], "a"), ([], "b")]
+    assert shelf.counts["dropped"] == 1
+    idle._memory.check()
+
+
+def test_the_oldest_go_when_too_many_wait(work: tuple[IdleWork, Any]) -> None:
+    idle, shelf = work
+    for number in range(idle_module.MAX_WAITING + 2):
+        idle.put_by(BOOKS[0][:3], str(number))
+    assert shelf.counts["dropped"] == 2
+    idle.close()
+    assert shelf.kept[0] == (BOOKS[0][:3], "2")
+    assert shelf.closed
+    assert not idle.has_work
+
+
+@pytest.mark.parametrize("without", ["shelf", "prefixes"])
+def test_there_is_nothing_to_do_without(without: str) -> None:
+    engine = fake_engine(enable_prefix_caching=without != "prefixes")
+    engine.memory.shelf = None if without == "shelf" else FakeShelf()  # type: ignore[assignment]
+    engine.idle.put_by(BOOKS[0][:3], "")
+    assert not engine.idle.has_work
+    engine.close()
