@@ -192,7 +192,7 @@ def half_a_tile(chunk: Chunk) -> Chunk:
 ODDITIES = ["raises", "nothing", "cancelled", other_format, other_place, other_names, half_a_tile]
 
 
-@pytest.mark.parametrize("gives", ODDITIES, ids=str)
+@pytest.mark.parametrize("gives", ODDITIES, ids=lambda gives: getattr(gives, "__name__", gives))
 def test_what_is_damaged_or_gone_is_computed(gives: Any) -> None:
     store = Odd(RamStore(2**24))
     engine = shelved_engine(store)
