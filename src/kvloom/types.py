@@ -223,9 +223,12 @@ class StepOutput:
 
     Attributes:
         logits: per `Rows`, fp32 of shape (wanted rows, v); None where none was wanted.
+        likeliest: per `Rows`, the token of the largest logit in its last wanted row, the first of
+            equals; empty from a runner that does not look for it.
     """
 
     logits: tuple[Tensor | None, ...]
+    likeliest: tuple[int | None, ...] = ()
 
 
 class Observer(Protocol):

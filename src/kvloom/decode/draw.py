@@ -32,18 +32,25 @@ class Draw:
     logprobs: TokenLogprobs | None = None
 
 
-def draw(row: Float[Tensor, " v"], state: SamplingState, tokenizer: TokenText) -> Draw:
+def draw(
+    row: Float[Tensor, " v"],
+    state: SamplingState,
+    tokenizer: TokenText,
+    likeliest: int | None = None,
+) -> Draw:
     """Draw the next token of one sequence; no other sequence has a part in it.
 
     Args:
         row: the model's logits; unchanged.
         state: the sequence's; unchanged until it accepts its token.
         tokenizer: gives the texts of reported tokens.
+        likeliest: the token of the largest logit, where it is known.
 
     Raises:
         KvloomError: no token can be drawn from these logits.
     """
-    token = sample(penalise(row, state), state)
+    penalised = penalise(row, state)
+    token = sample(penalised, state, likeliest if penalised is row else None)
     alternatives = state.params.logprobs
     if alternatives is None:
         return Draw(token)

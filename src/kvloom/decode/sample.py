@@ -22,20 +22,21 @@ from kvloom.params import SamplingParams
 FIRST_RANKS = 256
 
 
-def sample(row: Float[Tensor, " v"], state: SamplingState) -> int:
+def sample(row: Float[Tensor, " v"], state: SamplingState, likeliest: int | None = None) -> int:
     """Draw the next token of one sequence.
 
     Args:
         row: penalised logits.
         state: the sequence's; read, not changed.
+        likeliest: the token of the largest logit, where it is known.
 
     Raises:
         KvloomError: the largest logit is not a finite number.
     """
-    # NumPy's argmax is several times faster than torch's, and returns the first of equal logits.
-    logits = row.float().cpu().numpy()
-    likeliest = int(logits.argmax())
-    peak = float(logits[likeliest])
+    if likeliest is None:
+        # NumPy's argmax is several times faster than torch's; it too returns the first of equals.
+        likeliest = int(row.float().cpu().numpy().argmax())
+    peak = row[likeliest].item()
     if not math.isfinite(peak):
         raise unusable_logits(peak)
     if state.params.greedy or state.params.top_k == 1:

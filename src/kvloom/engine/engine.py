@@ -256,8 +256,9 @@ class Engine:
     def _advance(self, shares: list[Share], output: StepOutput) -> list[Event]:
         """Score what was asked for, and draw for every sequence whose rows are all computed."""
         events: list[Event] = []
-        drawing: list[tuple[Sequence, Tensor]] = []
-        for share, logits in zip(shares, output.logits, strict=True):
+        drawing: list[tuple[Sequence, Tensor, int | None]] = []
+        likeliest = output.likeliest or (None,) * len(shares)
+        for share, logits, token in zip(shares, output.logits, likeliest, strict=True):
             sequence = _sequence(share)
             request = sequence.request
             repeated = sequence.count_repeated(share.num_rows)
@@ -277,7 +278,8 @@ class Engine:
             if request.params is None:
                 events += self._end(sequence, None)
             elif logits is not None:
-                drawing += [(member, logits.select(0, -1)) for member in self._members(sequence)]
+                row = logits.select(0, -1)
+                drawing += [(member, row, token) for member in self._members(sequence)]
         return events + self._draw(drawing)
 
     def _members(self, sequence: Sequence) -> list[Sequence]:
@@ -317,14 +319,14 @@ class Engine:
         sequence.request.sequences.append(fork)
         return fork
 
-    def _draw(self, drawing: list[tuple[Sequence, Tensor]]) -> list[Event]:
+    def _draw(self, drawing: list[tuple[Sequence, Tensor, int | None]]) -> list[Event]:
         events: list[Event] = []
-        for sequence, row in drawing:
+        for sequence, row, likeliest in drawing:
             state = sequence.state_of_text
             if sequence.ended or state is None:
                 continue
             try:
-                token = draw(row, state.sampling, self._decoder.tokenizer)
+                token = draw(row, state.sampling, self._decoder.tokenizer, likeliest)
             except KvloomError as error:
                 events += self._fail(sequence.request.request_id, error)
             else:

@@ -60,10 +60,20 @@ def wanted_rows(rows: Sequence[Rows]) -> tuple[list[int], np.ndarray]:
     return counts, np.array(places, dtype=np.int64)
 
 
-def split_logits(logits: Tensor, counts: Sequence[int]) -> StepOutput:
-    """Give every entry its rows of the logits (rows, v)."""
+def split_logits(
+    logits: Tensor, counts: Sequence[int], likeliest: np.ndarray | None = None
+) -> StepOutput:
+    """Give every entry its rows of the logits (rows, v), and of the largest logits' tokens."""
     parts = torch.split(logits, list(counts))  # in one call: slices would add up
-    return StepOutput(tuple(part if len(part) else None for part in parts))
+    wanted = tuple(part if count else None for part, count in zip(parts, counts, strict=True))
+    if likeliest is None:
+        return StepOutput(wanted)
+    tokens, stop = likeliest.tolist(), 0
+    last: list[int | None] = []
+    for count in counts:
+        stop += count
+        last.append(tokens[stop - 1] if count else None)
+    return StepOutput(wanted, tuple(last))
 
 
 def _take_slots(doc: KVDoc, entry: Rows) -> np.ndarray:

@@ -107,3 +107,8 @@ def gate(
 def embed(weight: PackedWeight, tokens: Int[Tensor, " s"], scale: float) -> Float[Tensor, "s k"]:
     """Return the rows of a packed matrix for tokens, in fp32."""
     return unpack(weight)[tokens] * scale
+
+
+def likeliest(logits: Float[Tensor, "s v"]) -> Int[Tensor, " s"]:
+    """Return the index of every row's largest logit, the first of equals; NaN counts as it."""
+    return torch.from_numpy(logits.numpy().argmax(axis=-1))

@@ -26,7 +26,7 @@ from kvloom.model.lean.native import MAX_QUERIES, NativeExecutor, native_obstacl
 from kvloom.model.lean.runner import LeanRunner
 from kvloom.ops.decoder import Decoder, DecoderLayer, Norm
 from kvloom.ops.native.library import NativeLibrary
-from kvloom.types import LayerSpec, ModelSpec, Rows, WeightFormat
+from kvloom.types import LayerSpec, ModelSpec, Rows, StepOutput, WeightFormat
 from tests.kv.worlds import GARBAGE, HALF, TAIL, Deed, World, layer_spec, littered
 from tests.model.lean.decoders import pack
 from tests.model.running import ROOT, assert_same
@@ -110,6 +110,12 @@ def mixed(format: WeightFormat = "float32", softcap: float | None = 4.0) -> Deco
     )
 
 
+def check_likeliest(output: StepOutput) -> None:
+    """The likeliest token is that of the last wanted row."""
+    for logits, token in zip(output.logits, output.likeliest, strict=True):
+        assert token == (None if logits is None else int(logits[-1].numpy().argmax()))
+
+
 def runner_of(executor: Executor) -> LeanRunner:
     return LeanRunner(ModelSpec(SPECS, VOCABULARY, 10_000, "movable"), executor)
 
@@ -164,7 +170,9 @@ def run_world(
     world = kind(seed, SPECS)
     for deed in done:
         deed.do(world)
-    logits = runner_of(executor).forward(rows_of_step(world, wanted)).logits
+    output = runner_of(executor).forward(rows_of_step(world, wanted))
+    check_likeliest(output)
+    logits = output.logits
     kept = [
         part.float().clone()
         for doc in world.docs

@@ -337,3 +337,21 @@ def test_tokens_without_a_row_are_refused(library):
         0,
         64,
     )
+
+
+@given(
+    data=st.data(),
+    width=st.one_of(st.integers(1, 40), st.sampled_from([255, 256, 257, 1000, 4096])),
+    odd=st.sampled_from([[], [torch.nan], [torch.inf], [-torch.inf], [torch.inf, torch.nan]]),
+)
+def test_the_likeliest_is_numpys(library, data, width, odd):
+    # Few values, so that there are equals, at either zero as well.
+    few = torch.tensor([-2.0, -0.0, 0.0, 1.0, 1.0, 3.5, *odd])
+    seed, rows_ = data.draw(seeds), data.draw(st.integers(1, 3))
+    generator = torch.Generator().manual_seed(seed)
+    logits = few[torch.randint(len(few), (rows_, width), generator=generator)]
+    if data.draw(st.booleans()):
+        logits = torch.randn(rows_, width, generator=generator)
+    assert torch.equal(Kernels(library, 1).likeliest(logits), rows.likeliest(logits))
+    nothing = torch.full((1, width), -torch.inf)
+    assert Kernels(library, 1).likeliest(nothing).tolist() == [0]

@@ -38,7 +38,7 @@ extern "C" int kvloom_runs_here() { return RUNS; }
 """
 EVERY = (
     *("workspace_bytes", "step", "norm", "quantize_rows", "operand_bytes", "linear", "gate"),
-    *("embed", "put", "rotate", "attend"),
+    *("likeliest", "embed", "put", "rotate", "attend"),
 )
 
 

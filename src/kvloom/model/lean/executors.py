@@ -19,7 +19,7 @@ from kvloom.kv.fold import fold, plan_fold, write
 from kvloom.ops.decoder import Decoder, DecoderLayer
 from kvloom.ops.packing import PackedWeight, unpack
 from kvloom.ops.reference import run_embedding, run_head, run_layer
-from kvloom.ops.rows import linear
+from kvloom.ops.rows import likeliest, linear
 from kvloom.types import KVLayout, Observer
 
 
@@ -38,6 +38,8 @@ class PackedStep:
         first_layer: the first layer that runs.
         hidden: fp32 residual (s, e) that enters it, for proofs of single layers; the residual that
             leaves the last one stands there afterwards. None embeds the tokens.
+        likeliest: int32 (wanted rows,), filled with the token of each one's largest logit, the
+            first of equals; None if nobody asks.
     """
 
     docs: Sequence[KVDoc]
@@ -49,6 +51,7 @@ class PackedStep:
     observe: Observer | None = None
     first_layer: int = 0
     hidden: Tensor | None = None
+    likeliest: np.ndarray | None = None
 
 
 class Executor(Protocol):
@@ -106,7 +109,10 @@ class TorchExecutor:
         rows = torch.from_numpy(step.logit_rows)
         if not len(rows):
             return x.new_empty(0, self.decoder.vocab_size)
-        return run_head(self.decoder, x[rows], self._multiply)
+        logits = run_head(self.decoder, x[rows], self._multiply)
+        if step.likeliest is not None:
+            step.likeliest[:] = likeliest(logits).numpy()
+        return logits
 
     def _multiply(self, weight: PackedWeight, x: Tensor) -> Tensor:
         key = weight.codes.data_ptr()

@@ -146,6 +146,7 @@ class NativeExecutor:
             workspace=workspace.data_ptr(),
             workspace_bytes=workspace.numel(),
             only_keys=num_logits == 0 and step.hidden is None,
+            likeliest=None if step.likeliest is None else step.likeliest.ctypes.data,
         )
         threads = torch.get_num_threads()
         if step.observe is None:

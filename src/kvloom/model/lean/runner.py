@@ -54,6 +54,7 @@ class LeanRunner:
             counts, logit_rows = wanted_rows(rows)
             if stop_after is not None:
                 counts, logit_rows = [0] * len(rows), logit_rows[:0]
+            likeliest = np.empty(len(logit_rows), dtype=np.int32)
             step = PackedStep(
                 docs=docs,
                 pos=[entry.pos for entry in rows],
@@ -62,7 +63,8 @@ class LeanRunner:
                 logit_rows=logit_rows,
                 stop_layer=num_layers if stop_after is None else min(stop_after + 1, num_layers),
                 observe=observe,
+                likeliest=likeliest,
             )
             with torch.inference_mode():
                 logits = self.executor.run(step)
-        return split_logits(logits, counts)
+        return split_logits(logits, counts, likeliest)

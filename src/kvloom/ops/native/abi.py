@@ -10,7 +10,7 @@ import ctypes
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
-ABI = 3
+ABI = 4
 FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
 NORMS = {"none": 0, "rms": 1, "layer": 2}
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
@@ -173,6 +173,7 @@ class Step(Structure):
         ("workspace_bytes", c_int64),
         ("only_keys", c_int32),
         ("reserved", c_int32),
+        ("likeliest", c_void_p),
     )
 
 
@@ -193,6 +194,7 @@ def declare(library: ctypes.CDLL) -> None:
             (POINTER(Weight), pointer, i64, pointer, i32, f32, pointer, i32),
         ),
         "kvloom_gate": (None, (i32, pointer, pointer, i64, i32, pointer, i32)),
+        "kvloom_likeliest": (None, (pointer, i64, i64, pointer)),
         "kvloom_embed": (None, (POINTER(Weight), pointer, i64, f32, pointer)),
         "kvloom_put": (None, (POINTER(Layer), i32, i64, pointer, i64, pointer, pointer)),
         "kvloom_rotate": (None, (POINTER(RopeTable), pointer, i64, i32, i32)),

@@ -271,6 +271,19 @@ class Kernels:
             ctypes.byref(layer), format, keys.shape[1], place, len(slots), pointer(k), pointer(v)
         )
 
+    def likeliest(self, logits: Float[Tensor, "s v"]) -> Int[Tensor, " s"]:
+        """Return the index of every row's largest logit, the first of equals; NaN counts as it.
+
+        Raises:
+            ValueError: rows are empty.
+        """
+        if not logits.shape[1]:
+            raise ValueError("rows without logits")
+        out = torch.empty(len(logits), dtype=torch.int64)
+        rows, width = logits.shape
+        self._call("kvloom_likeliest")(pointer(logits), rows, width, pointer(out, torch.int64))
+        return out
+
     def rotate(
         self,
         x: Float[Tensor, "s h d"],

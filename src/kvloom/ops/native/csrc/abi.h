@@ -5,7 +5,7 @@
 #pragma once
 #include <cstdint>
 
-#define KVLOOM_ABI 3
+#define KVLOOM_ABI 4
 
 enum Format : int32_t { FORMAT_F32 = 0, FORMAT_BF16 = 1, FORMAT_INT8 = 2, FORMAT_INT4 = 3 };
 enum NormKind : int32_t { NORM_NONE = 0, NORM_RMS = 1, NORM_LAYER = 2 };
@@ -136,4 +136,5 @@ struct Step {
     int64_t workspace_bytes;
     int32_t only_keys;  // the last layer ends with its keys and values: nobody reads what follows
     int32_t reserved;
+    int32_t *likeliest;  // (num_logits): index of each row's largest logit, or null
 };

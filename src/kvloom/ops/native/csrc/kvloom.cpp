@@ -92,6 +92,10 @@ EXPORT void kvloom_gate(int32_t activation, const float *gate, const float *up, 
     });
 }
 
+EXPORT void kvloom_likeliest(const float *logits, int64_t rows, int64_t width, int64_t *out) {
+    for (int64_t row = 0; row < rows; row++) out[row] = index_of_largest(logits + row * width, width);
+}
+
 EXPORT void kvloom_embed(const Weight *weight, const int64_t *tokens, int64_t rows, float scale, float *out) {
     for (int64_t row = 0; row < rows; row++) embed_row(*weight, tokens[row], scale, out + row * weight->inputs);
 }

@@ -245,3 +245,36 @@ static void embed_row(const Weight &weight, int64_t token, float scale, float *x
         x[i] = v * scale;
     }
 }
+
+// Index of the largest value, the first of equals; the first NaN comes before all, as in NumPy.
+static int64_t index_of_largest(const float *x, int64_t count) {
+    const int BLOCK = 16 * LANES;
+    const Floats zero = {};
+    Floats most = splat(-INFINITY), poison = {};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        const Floats v = load<Floats>(x + i);
+        most = larger(most, v);
+        poison = multiply_add(v, zero, poison);  // NaN where v is no finite number
+    }
+    float peak = largest(most), odd = sum(poison);
+    for (; i < count; i++) {
+        peak = x[i] > peak ? x[i] : peak;
+        odd += x[i] * 0.0f;
+    }
+    if (odd == 0.0f) {
+        for (i = 0; i + BLOCK <= count; i += BLOCK) {
+            Floats high = load<Floats>(x + i);
+            for (int part = 1; part < 16; part++) high = larger(high, load<Floats>(x + i + part * LANES));
+            if (largest(high) == peak) break;
+        }
+        while (x[i] != peak) i++;
+        return i;
+    }
+    int64_t found = 0;
+    for (i = 0; i < count; i++) {
+        if (std::isnan(x[i])) return i;
+        if (x[i] > x[found]) found = i;
+    }
+    return found;
+}

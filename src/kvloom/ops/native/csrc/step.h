@@ -230,11 +230,17 @@ static void run_head(const Team &team, const Buffers &buffers, const Model &mode
     }
 #pragma omp barrier
     linear(team, operand, rows, &model.head, 1, Target{step.logits, model.head.outputs, false, model.logit_scale});
-    if (model.logit_softcap <= 0.0f) return;
+    if (model.logit_softcap > 0.0f) {
 #pragma omp barrier
-    share_of(team, rows * model.head.outputs, first, stop);
+        share_of(team, rows * model.head.outputs, first, stop);
+        for (int64_t i = first; i < stop; i++)
+            step.logits[i] = std::tanh(step.logits[i] / model.logit_softcap) * model.logit_softcap;
+    }
+    if (!step.likeliest) return;
+#pragma omp barrier
+    share_of(team, rows, first, stop);
     for (int64_t i = first; i < stop; i++)
-        step.logits[i] = std::tanh(step.logits[i] / model.logit_softcap) * model.logit_softcap;
+        step.likeliest[i] = (int32_t)index_of_largest(step.logits + i * model.head.outputs, model.head.outputs);
 }
 
 static void run_step(const Team &team, const Buffers &buffers, const Model &model, const Step &step) {
