@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from queue import Empty, SimpleQueue
@@ -278,3 +279,18 @@ def test_a_forked_process_is_told_and_the_engine_goes_on(loop: EngineLoop) -> No
         assert b"spawn" in answer.read()
     os.waitpid(child, 0)
     assert loop.call(lambda engine: engine.has_work).result() is False
+
+
+def test_memory_goes_back_once_after_every_burst_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[None] = []
+    monkeypatch.setattr("kvloom.engine.loop.TIDY_AFTER_S", 0.02)
+    monkeypatch.setattr("kvloom.engine.loop.release_freed_memory", lambda: done.append(None))
+    loop = EngineLoop(fake_engine)
+    for count in (1, 2):
+        deadline = time.monotonic() + 30
+        while len(done) < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert len(done) == count
+        loop.call(lambda engine: engine.stats()).result()
+    loop.stop()

@@ -18,11 +18,14 @@ from kvloom.engine.engine import Engine
 from kvloom.engine.request import Event, Failed
 from kvloom.errors import CapacityError, KvloomError
 from kvloom.kv.doc import KVDoc
+from kvloom.ops.native.heap import release_freed_memory
 from kvloom.outputs import StreamChunk
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+TIDY_AFTER_S = 1.0
+"""So long after its last work, memory that the work needed for a while goes back to the system."""
 Mailbox = Callable[[Event], None]
 Submission = Callable[[Engine], str]
 
@@ -169,9 +172,13 @@ class EngineLoop:
             self._end_everything()
 
     def _wait_for_work(self) -> bool:
+        tidy = False
         with self._wake:
             while not (self._tasks or self._stopping or self._engine.is_busy):
-                self._wake.wait()
+                woken = self._wake.wait(None if tidy else TIDY_AFTER_S)
+                if not woken:
+                    release_freed_memory()
+                    tidy = True
             return not self._stopping
 
     def _do(self, future: Future[Any], task: Callable[[Engine], Any]) -> None:
