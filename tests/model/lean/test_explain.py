@@ -160,6 +160,7 @@ FORMS = ["gate first", "up first", "fused, gate first", "fused, up first", "unga
 )
 @torch.inference_mode()
 def test_mlps_are_found(form, name, sizes, bias, seed):
+    torch.manual_seed(seed)
     module = Gated(form, name, *sizes, bias=bias)
     facts = explain_mlp(module, sizes[0])
     # Where the weights are small, both kinds of GELU give the module's numbers.
