@@ -39,8 +39,6 @@ class Repository:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
-    if shutil.which("git") is None:
-        pytest.skip("git is not installed")
     return Repository(tmp_path / "repository")
 
 

@@ -11,7 +11,7 @@ import torch
 from kvloom.store.disk import DiskStore
 from kvloom.store.key import hash_tenant, hash_tokens
 from kvloom.store.ram import RamStore
-from kvloom.store.remote import FileShelf, RedisShelf, RemoteStore
+from kvloom.store.remote import FileBucket, RedisBucket, RemoteStore
 from kvloom.store.tiered import TieredStore
 from tests.store.chunks import ROOT, assert_same, make_chunk, place_of
 
@@ -40,15 +40,15 @@ def make_store(kind: str, folder: Path, request: pytest.FixtureRequest):
         case "disk":
             return DiskStore(folder / "disk", BUDGET)
         case "folder":
-            return RemoteStore(FileShelf(str(folder / "remote")))
+            return RemoteStore(FileBucket(str(folder / "remote")))
         case "memory":
-            return RemoteStore(FileShelf(f"memory://{folder}"))
+            return RemoteStore(FileBucket(f"memory://{folder}"))
         case "redis":
             url = request.getfixturevalue("redis_url")
-            shelf = RedisShelf(url)
-            shelf._redis.flushall()
-            return RemoteStore(shelf)
-    remote = RemoteStore(FileShelf(str(folder / "remote")))
+            bucket = RedisBucket(url)
+            bucket._redis.flushall()
+            return RemoteStore(bucket)
+    remote = RemoteStore(FileBucket(str(folder / "remote")))
     return Flushed(RamStore(BUDGET), DiskStore(folder / "disk", BUDGET), remote)
 
 

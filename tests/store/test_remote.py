@@ -13,7 +13,7 @@ import pytest
 
 from kvloom.errors import StoreError
 from kvloom.store.breaker import MAX_FAILURES
-from kvloom.store.remote import FileShelf, RedisShelf, RemoteStore, open_remote
+from kvloom.store.remote import FileBucket, RedisBucket, RemoteStore, open_remote
 from tests.store.chunks import assert_same, make_chunk
 
 CHUNK = make_chunk([1, 2, 3])
@@ -69,7 +69,7 @@ def test_damaged_records_find_nothing(folder):
 
 
 class Broken:
-    """A shelf of which every method fails in one way."""
+    """A bucket of which every method fails in one way."""
 
     def __init__(self, action) -> None:
         self.action = action
@@ -96,7 +96,7 @@ def use_all(store: RemoteStore) -> None:
         assert not store.continuations(CHUNK.key.place)
 
 
-def test_a_shelf_that_fails_is_tried_seldom():
+def test_a_bucket_that_fails_is_tried_seldom():
     def fail():
         raise RuntimeError("whatever a client raises")
 
@@ -108,7 +108,7 @@ def test_a_shelf_that_fails_is_tried_seldom():
     assert found.misses == found.refused == 3
 
 
-def test_a_shelf_that_hangs_is_waited_for_once():
+def test_a_bucket_that_hangs_is_waited_for_once():
     gate = Event()
     store = RemoteStore(Broken(lambda: gate.wait(60)), timeout_s=0.05, pause_s=1000)
     use_all(store)
@@ -136,7 +136,7 @@ def test_a_read_only_place_is_a_refusal(tmp_path):
 
 
 def test_a_folder_that_vanishes_is_a_miss(folder):
-    store = RemoteStore(FileShelf(str(folder)))
+    store = RemoteStore(FileBucket(str(folder)))
     store.put(CHUNK)
     shutil.rmtree(folder)
     assert store.get(CHUNK.key) is None
@@ -165,12 +165,12 @@ def test_a_redis_server_that_dies_is_a_miss(tmp_path):
 
 @pytest.mark.redis
 def test_chunks_that_redis_let_go_are_a_miss(redis_url):
-    shelf = RedisShelf(redis_url)
-    shelf._redis.flushall()
-    store = RemoteStore(shelf)
+    bucket = RedisBucket(redis_url)
+    bucket._redis.flushall()
+    store = RemoteStore(bucket)
     store.put(CHUNK)
-    for key in shelf._redis.keys("*chunk*"):
-        shelf._redis.delete(key)
+    for key in bucket._redis.keys("*chunk*"):
+        bucket._redis.delete(key)
     assert len(store.continuations(CHUNK.key.place)) == 1
     assert store.get(CHUNK.key) is None
     assert store.put(CHUNK)
@@ -179,12 +179,12 @@ def test_chunks_that_redis_let_go_are_a_miss(redis_url):
 
 @pytest.mark.redis
 def test_other_data_in_redis_are_a_miss(redis_url):
-    shelf = RedisShelf(redis_url)
-    shelf._redis.flushall()
-    store = RemoteStore(shelf)
+    bucket = RedisBucket(redis_url)
+    bucket._redis.flushall()
+    store = RemoteStore(bucket)
     store.put(CHUNK)
-    for key in shelf._redis.keys("*"):
-        shelf._redis.delete(key)
-        shelf._redis.set(key, b"something else")
+    for key in bucket._redis.keys("*"):
+        bucket._redis.delete(key)
+        bucket._redis.set(key, b"something else")
     assert store.get(CHUNK.key) is None
     assert not store.continuations(CHUNK.key.place)

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from kvloom.store.disk import DiskStore
 from kvloom.store.files import stored_files
 from kvloom.store.ram import RamStore
-from kvloom.store.remote import FileShelf, RemoteStore
+from kvloom.store.remote import FileBucket, RemoteStore
 from kvloom.store.tiered import TieredStore
 from tests.store.chunks import ROOT, assert_same, make_chunk, place_of
 from tests.store.damage import DAMAGES
@@ -33,7 +33,7 @@ BUDGET = 2**20
 
 
 def tiers(folder: Path, budget: int = BUDGET) -> tuple[RamStore, DiskStore, RemoteStore]:
-    remote = RemoteStore(FileShelf(str(folder / "remote")))
+    remote = RemoteStore(FileBucket(str(folder / "remote")))
     return RamStore(budget), DiskStore(folder / "disk", budget), remote
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvloom.cli.bench_edit import edit
+from kvloom.cli.bench_options import check_files, chosen_formats
 from kvloom.cli.flatten import flatten
 from kvloom.cli.peers import make_peers
 from kvloom.cli.progress import PlainLines
@@ -96,11 +97,6 @@ class RunOptions:
         if self.alone and self.peers:
             raise typer.BadParameter("--alone and --peers contradict each other; leave one out.")
         size(self.kv_memory)
-        settings: dict[str, str | None] = {}
-        if self.quantization != "auto":
-            settings["quantization"] = None if self.quantization == "none" else self.quantization
-        if self.kv_dtype != "auto":
-            settings["kv_dtype"] = self.kv_dtype
         return SpeedOptions(
             model=self.model,
             peers=() if self.alone else _names(self.peers) or ("transformers",),
@@ -111,7 +107,7 @@ class RunOptions:
             threads=self.threads,
             kv_memory=self.kv_memory,
             timeout_s=self.timeout,
-            settings=settings,
+            settings=chosen_formats(self.quantization, self.kv_dtype),
         )
 
 
@@ -128,14 +124,7 @@ def speed(
     ] = None,
 ) -> None:
     """Time prefill, decode, many prompts, shared prefixes and an edit, in alternating rounds."""
-    # Before minutes of work, not after them.
-    for file in (json_file, picture):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise typer.BadParameter(f"the folder of {file} does not exist; make it first.")
-    if picture is not None:
-        from kvloom.bench.picture import check_picture
-
-        check_picture(picture)
+    check_files(json_file, picture)
     options = run.speed_options()
     terminal = Terminal()
     with _time_left(terminal.messages) as progress:

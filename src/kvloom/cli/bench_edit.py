@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvloom.cli.bench_options import check_files, chosen_formats
 from kvloom.cli.progress import long_work
 from kvloom.cli.settings import (
     DTypeOption,
@@ -120,10 +121,7 @@ class MeasureOptions:
         except ValueError as error:
             raise typer.BadParameter(f"--shares: {error}; give 0.05,0.15 or the like.") from error
         settings: dict[str, Any] = {"dtype": self.dtype, "kv_memory": self.kv_memory}
-        if self.quantization != "auto":
-            settings["quantization"] = None if self.quantization == "none" else self.quantization
-        if self.kv_dtype != "auto":
-            settings["kv_dtype"] = self.kv_dtype
+        settings |= chosen_formats(self.quantization, self.kv_dtype)
         if self.threads is not None:
             settings["threads"] = self.threads
         return EditOptions(
@@ -153,13 +151,7 @@ def edit(
     ] = None,
 ) -> None:
     """Measure edits done exactly, repaired, shifted and worse: time, rows and the error made."""
-    for file in (json_file, picture):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise typer.BadParameter(f"the folder of {file} does not exist; make it first.")
-    if picture is not None:
-        from kvloom.bench.picture import check_picture
-
-        check_picture(picture)
+    check_files(json_file, picture)
     source, options = where.source(), what.options()
     terminal = Terminal()
     report = _run(source, options, limit, json_file, terminal)

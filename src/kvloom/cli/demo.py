@@ -24,7 +24,7 @@ from kvloom.errors import RequestError
 if TYPE_CHECKING:
     from kvloom.engine.document import Document
     from kvloom.engine.llm import LLM
-    from kvloom.outputs import EditReceipt, Usage
+    from kvloom.outputs import EditReceipt, Fidelity, Usage
     from kvloom.params import SamplingParams
 
 MODULE = "timeit"
@@ -93,14 +93,13 @@ def before_the_restart(llm: LLM, text: str, terminal: Terminal) -> list[Step]:
     document = llm.document(llm.tokenizer.encode(prompt.beginning, add_special_tokens=False))
     steps.append(Step("asked again", _asked(llm, document, prompt.end, QUESTION, terminal)))
     place = prompt.beginning.index(OLD_LINE)
-    for fidelity, name in (("shifted", "a line changed"), ("exact", "the same, exactly")):
+    changes: tuple[tuple[Fidelity, str], ...] = (
+        ("shifted", "a line changed"),
+        ("exact", "the same, exactly"),
+    )
+    for fidelity, name in changes:
         changed = document.fork()
-        receipt = changed.edit(
-            place,
-            place + len(OLD_LINE),
-            NEW_LINE,
-            fidelity=fidelity,  # type: ignore[arg-type]
-        )
+        receipt = changed.edit(place, place + len(OLD_LINE), NEW_LINE, fidelity=fidelity)
         terminal.say(f"\n{OLD_LINE} becomes {NEW_LINE} ({fidelity}).")
         usage = _asked(llm, changed, prompt.end, QUESTION, terminal)
         steps.append(Step(name, usage, receipt))

@@ -42,7 +42,8 @@ def serve(
         llm = AsyncLLM(model, **(settings | batch.settings()))
 
     def ready(url: str) -> None:
-        if new_store is not None:
+        # A folder that could not be made was warned of, and nothing is kept there.
+        if new_store is not None and new_store.exists():
             terminal.say(
                 f"KV is kept in {new_store} from now on, readable by this user only; "
                 "`kvloom store` lists and removes it, and --no-store keeps none."

@@ -79,7 +79,7 @@ class Joining:
     tenant: str = ANYBODY
 
     def join(self, parts: Sequence[TokenPart]) -> Joined:
-        """Return the parts as one document, with the last text left to be run.
+        """Return the parts as one document; its last text sees what was repaired before it.
 
         Raises:
             RequestError: there are no tokens.
@@ -98,7 +98,7 @@ class Joining:
         if self.fidelity == "repaired":
             repaired = repair(self.loop, built, self.share, self.rule)
             built, found = repaired.doc, repaired.receipt
-        try:  # The last text sees repaired chunks.
+        try:
             computed = compute(self.loop, tokens, built)
         finally:
             self.loop.abandon(built)

@@ -220,8 +220,8 @@ class EngineMemory:
             return False
         if not request.asked_store:
             request.asked_store = True
-            known = sum(span.length for span in self.tree.match(sequence.tokens[:limit]))
-            request.loading = shelf.look(sequence.tokens[:limit], known, request.tenant)
+            tokens = sequence.tokens[:limit]
+            request.loading = shelf.look(tokens, self.known_prefix(tokens), request.tenant)
         loading = request.loading
         if loading is None:
             return False

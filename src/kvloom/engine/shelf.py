@@ -11,12 +11,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from kvloom.kv.carrying import carried_in, carried_out, fits
 from kvloom.kv.doc import KVDoc
@@ -44,6 +46,9 @@ OVERLAP_TOKENS = 64
 SCANNED_BYTES = 512 * 2**20
 """KV that may wait to be scanned; what comes above is dropped and counted."""
 CLOSE_S = 10.0
+_DTYPE_NAMES: Mapping[torch.dtype, ChunkDType] = MappingProxyType(
+    {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
+)
 
 
 @dataclass(slots=True)
@@ -205,14 +210,8 @@ class Shelf:
             tokens=array,
             base=spans[0].first_pos,
             layout=slots.layout,
-            dtype=_dtype_name(slots),
+            dtype=_DTYPE_NAMES[slots.dtype],
             num_slots=slots.num_slots,
             tensors=slots.tensors,
             origin=origin,
         )
-
-
-def _dtype_name(slots: Slots) -> ChunkDType:
-    name = str(slots.dtype).removeprefix("torch.")
-    assert name in {"float32", "bfloat16", "int8"}, f"no chunk holds {name}"
-    return name  # type: ignore[return-value]

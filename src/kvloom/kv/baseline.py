@@ -12,9 +12,9 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from kvloom.errors import RequestError
 from kvloom.kv.segment import Segment, SlotArrays
 from kvloom.kv.span import Span
+from kvloom.registry import named
 from kvloom.types import SlotRange
 
 Baseline = Callable[[Span], Span]
@@ -54,13 +54,7 @@ def baseline(name: str) -> Baseline:
     Raises:
         RequestError: there is none of that name.
     """
-    found = BASELINES.get(name)
-    if found is None:
-        raise RequestError(
-            f"There is no baseline {name!r}; the names are {', '.join(BASELINES)}.",
-            param="baseline",
-        )
-    return found
+    return named(BASELINES, name, "baseline")
 
 
 def _moved(arrays: SlotArrays | None, start: int, stop: int, shift: int) -> SlotArrays | None:

@@ -18,30 +18,26 @@ from kvloom.kv.plan import Change, Compute, EditPlan, Keep, Mix, Take, plan_of
 from kvloom.kv.span import Span, cut, reading_order
 
 
-class _Planned:
-    """An edit that says what it changes; what that comes to follows."""
-
-    __slots__ = ()
-
-    def changes(self, doc: KVDoc) -> list[Change]:
-        """Return what gives way to what; pure."""
-        raise NotImplementedError
-
-    def plan(self, doc: KVDoc) -> EditPlan:
-        """Say what the edit comes to; pure.
-
-        Raises:
-            RequestError: the edit names what the document does not have.
-        """
-        return plan_of(doc, self.changes(doc))
-
-
 class SingleEdit(Protocol):
     """An edit that can be one of several."""
 
     def changes(self, doc: KVDoc) -> list[Change]:
         """Return what gives way to what; pure."""
         ...
+
+
+class _Planned:
+    """An edit that says what it changes; what that comes to follows."""
+
+    __slots__ = ()
+
+    def plan(self: SingleEdit, doc: KVDoc) -> EditPlan:
+        """Say what the edit comes to; pure.
+
+        Raises:
+            RequestError: the edit names what the document does not have.
+        """
+        return plan_of(doc, self.changes(doc))
 
 
 @dataclass(frozen=True, slots=True)

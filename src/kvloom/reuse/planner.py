@@ -17,9 +17,9 @@ from types import MappingProxyType
 from typing import Protocol
 
 from kvloom.cost import MEMORY, CostModel
-from kvloom.errors import RequestError
 from kvloom.kv.lineage import Lineage
 from kvloom.outputs import Fidelity
+from kvloom.registry import named
 from kvloom.reuse.actions import (
     Action,
     Held,
@@ -242,12 +242,7 @@ def planner(name: str) -> Planner:
     Raises:
         RequestError: there is none of that name.
     """
-    found = PLANNERS.get(name)
-    if found is None:
-        raise RequestError(
-            f"There is no planner {name!r}; the names are {', '.join(PLANNERS)}.", param="planner"
-        )
-    return found
+    return named(PLANNERS, name, "planner")
 
 
 def places(want: Wanted) -> Iterator[Place]:

@@ -184,8 +184,9 @@ def values_at(doc: KVDoc, layer: int, places: np.ndarray) -> Tensor:
     for span in doc.order:
         low, high = np.searchsorted(places, (place, place + span.length))
         if low < high:
-            first, stop = span.pool_slots
+            slots = places[low:high] - place + span.pool_slots[0]
+            first, stop = int(slots[0]), int(slots[-1]) + 1
             _, v = doc.pool.read(layer, first, stop)
-            found.append(v[:, torch.from_numpy(places[low:high] - place)])
+            found.append(v[:, torch.from_numpy(slots - first)])
         place += span.length
     return torch.cat(found, dim=1)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kvloom.errors import RequestError
+from kvloom.registry import named
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +148,4 @@ def selector(name: str) -> Selector:
     Raises:
         RequestError: there is none of that name.
     """
-    found = SELECTORS.get(name)
-    if found is None:
-        raise RequestError(
-            f"There is no selector {name!r}; the names are {', '.join(SELECTORS)}.",
-            param="selector",
-        )
-    return found
+    return named(SELECTORS, name, "selector")

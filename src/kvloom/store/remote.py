@@ -43,7 +43,7 @@ _VERSION = f"v{FORMAT_VERSION}"  # of others, nothing is seen
 _KEYS = f"kvloom:{_VERSION}"
 
 
-class Shelf(Protocol):
+class Bucket(Protocol):
     """Where bytes and records lie; every method may raise whatever its client raises."""
 
     def load(self, name: str) -> bytes | None:
@@ -67,7 +67,7 @@ class Shelf(Protocol):
         ...
 
 
-class FileShelf:
+class FileBucket:
     """A folder of any file system that fsspec knows."""
 
     def __init__(self, url: str) -> None:
@@ -126,7 +126,7 @@ class FileShelf:
         self._files.mv(partial, path)
 
 
-class RedisShelf:
+class RedisBucket:
     """A Redis server; room is made by the server's own rules."""
 
     def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
@@ -216,26 +216,26 @@ class _Record:
 
 
 class RemoteStore:
-    """Chunks on a shelf behind a breaker; a shelf that is gone is a miss."""
+    """Chunks on a bucket behind a breaker; a bucket that is gone is a miss."""
 
     name = "remote"
 
     def __init__(
-        self, shelf: Shelf, timeout_s: float = TIMEOUT_S, pause_s: float = PAUSE_S
+        self, bucket: Bucket, timeout_s: float = TIMEOUT_S, pause_s: float = PAUSE_S
     ) -> None:
-        self._shelf = shelf
+        self._bucket = bucket
         self._tally = Tally(logger)
         self._breaker = Breaker(self.name, self._tally, timeout_s, pause_s)
 
     def get(self, key: ChunkKey) -> Chunk | None:
         """Return a chunk and count the use; None if there is none, or no answer."""
-        data = self._breaker.call(lambda: self._shelf.load(key.name), None)
+        data = self._breaker.call(lambda: self._bucket.load(key.name), None)
         chunk = None if data is None else self._read(data, key)
         self._tally.add("misses" if chunk is None else "hits")
         return chunk
 
     def put(self, chunk: Chunk) -> bool:
-        """Send a chunk; it is refused where the shelf does not take it in time."""
+        """Send a chunk; it is refused where the bucket does not take it in time."""
         if self.has(chunk.name):
             return True
         try:
@@ -248,7 +248,7 @@ class RemoteStore:
         place = chunk.key.place.digest.hex()
 
         def save() -> bool:
-            self._shelf.save(chunk.name, place, data, record)
+            self._bucket.save(chunk.name, place, data, record)
             return True
 
         saved = self._breaker.call(save, False)
@@ -256,19 +256,19 @@ class RemoteStore:
         return saved
 
     def has(self, name: str) -> bool:
-        """Whether there is such a chunk, as far as the shelf answers."""
-        return is_name(name) and self._breaker.call(lambda: self._shelf.has(name), False)
+        """Whether there is such a chunk, as far as the bucket answers."""
+        return is_name(name) and self._breaker.call(lambda: self._bucket.has(name), False)
 
     def pin(self, name: str, *, pinned: bool = True) -> bool:
-        """Say no: whoever runs the shelf decides what stays."""
+        """Say no: whoever runs the bucket decides what stays."""
         return False
 
     def delete(self, name: str) -> bool:
         """Remove a chunk and say whether there was one."""
-        return is_name(name) and self._breaker.call(lambda: self._shelf.remove(name), False)
+        return is_name(name) and self._breaker.call(lambda: self._bucket.remove(name), False)
 
     def entries(self) -> Sequence[Entry]:
-        """Return the catalogue; uses are not counted on the shelf."""
+        """Return the catalogue; uses are not counted on the bucket."""
         return [
             Entry(r.key, len(r.tokens), r.nbytes, (self.name,), 0, r.created, r.created, False)
             for r in self._records(None)
@@ -283,7 +283,7 @@ class RemoteStore:
         ]
 
     def statistics(self) -> TierStatistics:
-        """Return the counters; what the shelf holds is not asked."""
+        """Return the counters; what the bucket holds is not asked."""
         return self._tally.statistics()
 
     def close(self) -> None:
@@ -304,7 +304,7 @@ class RemoteStore:
     def _records(self, place: str | None) -> list[_Record]:
         found = []
         nothing: list[bytes] = []
-        for data in self._breaker.call(lambda: self._shelf.records(place), nothing):
+        for data in self._breaker.call(lambda: self._bucket.records(place), nothing):
             with suppress(ValueError, TypeError, KeyError, StoreError):
                 found.append(_Record.decode(data))
         return found
@@ -319,8 +319,8 @@ def open_remote(url: str, timeout_s: float = TIMEOUT_S, pause_s: float = PAUSE_S
     scheme = urlsplit(url).scheme
     try:
         if scheme in ("redis", "rediss", "unix"):
-            return RemoteStore(RedisShelf(url, timeout_s), timeout_s, pause_s)
-        return RemoteStore(FileShelf(url), timeout_s, pause_s)
+            return RemoteStore(RedisBucket(url, timeout_s), timeout_s, pause_s)
+        return RemoteStore(FileBucket(url), timeout_s, pause_s)
     except ImportError as error:
         raise StoreError(
             f"a remote store of kind {scheme!r} needs a package that is missing ({error.name}); "
