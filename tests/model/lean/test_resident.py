@@ -6,7 +6,7 @@ import torch
 
 from kvloom.model.lean.resident import LARGE_PAGE, make_resident
 from kvloom.ops.decoder import Decoder, DecoderLayer, Norm
-from kvloom.ops.native.kernels import ALIGNMENT
+from kvloom.ops.native.memory import ALIGNMENT
 from kvloom.ops.packing import PackedWeight, quantize
 from kvloom.types import LayerSpec, WeightFormat
 

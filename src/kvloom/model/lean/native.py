@@ -24,7 +24,6 @@ from kvloom.model.lean.executors import PackedStep
 from kvloom.ops.decoder import Decoder, DecoderLayer
 from kvloom.ops.native import abi
 from kvloom.ops.native.kernels import (
-    aligned_bytes,
     norm_struct,
     pointer,
     rope_struct,
@@ -32,6 +31,7 @@ from kvloom.ops.native.kernels import (
     weight_struct,
 )
 from kvloom.ops.native.library import NativeLibrary
+from kvloom.ops.native.memory import ReusedMemory
 from kvloom.ops.rope import shift_table
 from kvloom.types import KVLayout, Rope, WeightFormat
 
@@ -107,8 +107,7 @@ class NativeExecutor:
         self._bound: weakref.WeakKeyDictionary[Pool, _Bound] = weakref.WeakKeyDictionary()
         self._growth = Growth()
         self._planned: dict[int, _ReadStructs] = {}
-        self._workspace = aligned_bytes(0)
-        self._rows = torch.empty(0)
+        self._workspace, self._rows, self._logits = (ReusedMemory() for _ in range(3))
 
     @property
     def name(self) -> str:
@@ -125,7 +124,8 @@ class NativeExecutor:
         hidden, qkv = self._row_buffers(num_rows)
         if step.hidden is not None:
             hidden = step.hidden
-        logits = torch.empty(num_logits, self.decoder.vocab_size)
+        logits = self._logits.take(4 * num_logits * self.decoder.vocab_size).view(torch.float32)
+        logits = logits.view(num_logits, self.decoder.vocab_size)
         logit_rows = step.logit_rows.astype(np.int32)
         partials = max(read.struct.num_partials for read in reads)
         workspace = self._space(bound.model, max(num_rows, num_logits), partials)
@@ -203,18 +203,15 @@ class NativeExecutor:
         return structs, arrays
 
     def _row_buffers(self, num_rows: int) -> tuple[Tensor, Tensor]:
-        """Return memory for the residual and for q, k and v, kept from step to step."""
-        width = self.decoder.hidden + self._qkv_width
-        if self._rows.numel() < num_rows * width:
-            self._rows = aligned_bytes(num_rows * width * 4).view(torch.float32)
+        """Return memory for the residual and for q, k and v."""
         edge = num_rows * self.decoder.hidden
-        return self._rows[:edge], self._rows[edge : edge + num_rows * self._qkv_width]
+        stop = edge + num_rows * self._qkv_width
+        rows = self._rows.take(4 * stop).view(torch.float32)
+        return rows[:edge], rows[edge:]
 
     def _space(self, model: abi.Model, rows: int, partials: int) -> Tensor:
         size = self.library.functions.kvloom_workspace_bytes(ctypes.byref(model), rows, partials)
-        if self._workspace.numel() < size:
-            self._workspace = aligned_bytes(size)
-        return self._workspace
+        return self._workspace.take(size)
 
     def _bind(self, pool: Pool) -> _Bound:
         bound = self._bound.get(pool)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kvloom.ops.decoder import Decoder, Norm
-from kvloom.ops.native.kernels import ALIGNMENT
+from kvloom.ops.native.memory import ALIGNMENT
 from kvloom.ops.packing import PackedWeight
 
 LARGE_PAGE = 2 * 2**20

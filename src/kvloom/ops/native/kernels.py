@@ -17,12 +17,10 @@ from torch import Tensor
 from kvloom.ops.decoder import Activation, Norm
 from kvloom.ops.native import abi
 from kvloom.ops.native.library import NativeLibrary
+from kvloom.ops.native.memory import ALIGNMENT, aligned_bytes
 from kvloom.ops.packing import GROUP, PackedWeight, can_be_coded, codes_bytes
 from kvloom.ops.rows import CodedRows
 from kvloom.types import Rope
-
-ALIGNMENT = 64
-"""Bytes at whose multiples what the library streams must start."""
 
 
 def pointer(tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
@@ -39,16 +37,6 @@ def pointer(tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int | 
     if not tensor.is_contiguous() or tensor.device.type != "cpu":
         raise ValueError("the kernel reads contiguous tensors in the CPU's memory")
     return tensor.data_ptr()
-
-
-def aligned_bytes(count: int) -> Tensor:
-    """Return uint8 memory (count,) that starts at a multiple of a cache line."""
-    exact = torch.empty(count, dtype=torch.uint8)
-    if exact.data_ptr() % ALIGNMENT == 0:
-        return exact
-    raw = torch.empty(count + ALIGNMENT, dtype=torch.uint8)
-    offset = -raw.data_ptr() % ALIGNMENT
-    return raw[offset : offset + count]
 
 
 def weight_struct(weight: PackedWeight | None) -> abi.Weight:
