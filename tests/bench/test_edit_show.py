@@ -6,10 +6,10 @@ import json
 
 from rich.console import Console
 
-from kvloom.bench.edit_figures import make_rows
-from kvloom.bench.edit_show import render, report_json
+from kvloom.bench.case_figures import make_rows
+from kvloom.bench.edit_show import edit_warnings, render, report_json
 
-from .edit_fakes import outcome, report, result, three
+from .case_fakes import outcome, report, result, three
 
 
 def shown(*results: object, **changes: object) -> str:
@@ -52,6 +52,14 @@ def test_preferences_have_columns_of_their_own() -> None:
 def test_a_report_without_comparable_edits_is_shown_too() -> None:
     text = shown(result("a", outcome("exact"), outcome("shifted", fell_back=True)))
     assert "change the first tokens" in text
+
+
+def test_readers_are_warned_of_what_only_edits_have() -> None:
+    exact = result("exact", outcome("exact"), outcome("repaired 15%", fell_back=True))
+    found = edit_warnings(report(three("one", 0.1, cut=500), exact))
+    assert "1 edits change the first tokens" in found[0]
+    assert "median of 500 tokens" in found[1]
+    assert edit_warnings(report(three("one", 0.1))) == []
 
 
 def test_json_holds_figures_and_results() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from kvloom.bench import edit_run
+from kvloom.bench import case_run, edit_run
 from kvloom.cli.bench_edit import SourceOptions
 from tests.model.tiny_models import CORPUS
 
@@ -24,7 +24,7 @@ FAST = ("--threads", "1", "--kv-memory", "16MiB", "--context", "300", "--shares"
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edit_run, "watch_idle", lambda: 0.0)
+    monkeypatch.setattr(case_run, "watch_idle", lambda: 0.0)
 
 
 @pytest.fixture
