@@ -9,17 +9,13 @@ from pathlib import Path
 import pytest
 
 from kvloom import RequestError
-from kvloom.bench import case_run
 from kvloom.bench.case_results import dump, load, save
 from kvloom.bench.case_run import Running, run_cases
 from kvloom.bench.edit_results import EditReport, EditResult
 
 from .case_fakes import report, three
 
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(case_run, "watch_idle", lambda: 0.0)
+pytestmark = pytest.mark.usefixtures("at_once")
 
 
 @dataclass(frozen=True)

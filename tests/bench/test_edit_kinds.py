@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,23 +10,11 @@ import pytest
 from kvloom import LLM, KvloomError
 from kvloom.bench import edit_kinds
 from kvloom.bench.edit_kinds import Case, Kind, make_kinds, measure
-from tests.model.tiny_models import CORPUS, tiny_llama, write_folder
+from tests.model.tiny_models import CORPUS
 from tests.tolerances import TOLERANCE
 
 NEAR = TOLERANCE["float32"]
 TEXT = (CORPUS[0] + CORPUS[1]) * 4
-
-
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    folder = write_folder(
-        tmp_path_factory.mktemp("models") / "tiny",
-        tiny_llama(max_position_embeddings=1024, initializer_range=0.4),
-    )
-    with LLM(
-        str(folder), dtype="float32", enable_prefix_caching=False, kv_memory="16MiB", threads=1
-    ) as llm:
-        yield llm
 
 
 def case(llm: LLM, at: int = 60, put_in: str = "more = 12\n") -> Case:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from kvloom import LLM, RequestError
-from kvloom.bench import case_run
 from kvloom.bench.case_figures import make_rows
 from kvloom.bench.case_run import Running
 from kvloom.bench.case_source import Source
@@ -16,29 +15,13 @@ from kvloom.bench.edit_places import PlaceRule
 from kvloom.bench.edit_results import EditOptions, EditReport
 from kvloom.bench.edit_run import AnyEdit, cut_case, file_case, run_edits
 from kvloom.bench.edit_source import CutEdit, FileEdit
-from tests.model.tiny_models import CORPUS, tiny_llama, write_folder
+from tests.model.tiny_models import CORPUS
 
 TEXT = (CORPUS[0] + CORPUS[1] + "\n") * 3
 OPTIONS = EditOptions(places=PlaceRule(5, 6, 200), shares=(0.15,))
 
 
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(case_run, "watch_idle", lambda: 0.0)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    made = tmp_path_factory.mktemp("models") / "tiny"
-    return str(write_folder(made, tiny_llama(max_position_embeddings=512)))
-
-
-@pytest.fixture(scope="module")
-def llm(folder: str) -> Iterator[LLM]:
-    with LLM(
-        folder, dtype="float32", enable_prefix_caching=False, kv_memory="16MiB", threads=1
-    ) as llm:
-        yield llm
+pytestmark = pytest.mark.usefixtures("at_once")
 
 
 def file_edits(count: int) -> list[FileEdit]:
@@ -67,15 +50,17 @@ def test_edits_are_measured_and_what_cannot_be_is_skipped_with_its_reason(llm: L
 
 
 def test_a_model_with_prefix_caching_or_too_little_context_is_refused(
-    llm: LLM, folder: str
+    llm: LLM, tiny_folder: str
 ) -> None:
     with (
-        LLM(folder, dtype="float32", kv_memory="4MiB", threads=1) as caching,
+        LLM(tiny_folder, dtype="float32", kv_memory="4MiB", threads=1) as caching,
         pytest.raises(RequestError, match="without prefix caching"),
     ):
         run(caching, file_edits(1))
-    options = EditOptions(places=PlaceRule(5, 100, 500))
-    with pytest.raises(RequestError, match="takes 512 tokens, and context and scored come to 600"):
+    options = EditOptions(places=PlaceRule(5, 100, 1000))
+    with pytest.raises(
+        RequestError, match="takes 1024 tokens, and context and scored come to 1100"
+    ):
         run_edits(llm, options, Source("here", []), Running(limit=1))
 
 

@@ -7,14 +7,14 @@ import json
 from rich.console import Console
 
 from kvloom.bench.case_figures import make_rows
-from kvloom.bench.edit_show import edit_warnings, render, report_json
+from kvloom.bench.edit_show import EDITS, edit_warnings
 
 from .case_fakes import outcome, report, result, three
 
 
 def shown(*results: object, **changes: object) -> str:
     console = Console(width=160, no_color=True, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(render(report(*results, **changes)))  # type: ignore[arg-type]
+    console.print(EDITS.render(report(*results, **changes)))  # type: ignore[arg-type]
     return console.export_text()
 
 
@@ -64,7 +64,7 @@ def test_readers_are_warned_of_what_only_edits_have() -> None:
 
 def test_json_holds_figures_and_results() -> None:
     made = report(three("a", 0.02))
-    content = json.loads(report_json(made))
+    content = json.loads(EDITS.json(made))
     assert (content["schema"], content["schema_version"]) == ("kvloom.bench.edit", 1)
     assert [row["kind"] for row in content["figures"]] == [row.kind for row in make_rows(made)]
     assert content["results"][0]["outcomes"][2]["divergence"] == 0.02

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -13,24 +12,12 @@ from kvloom import LLM, KvloomError
 from kvloom.bench.case_results import Outcome
 from kvloom.bench.reuse_cases import ReuseCase
 from kvloom.bench.reuse_kinds import Kind, Scored, make_kinds, measure, new_order
-from tests.model.tiny_models import CORPUS, tiny_llama, write_folder
+from tests.model.tiny_models import CORPUS
 from tests.tolerances import TOLERANCE
 
 NEAR = TOLERANCE["float32"]
 CHUNKS = tuple(f"{number}: {text}\n" for number, text in enumerate(CORPUS[:2] * 2))
 CASE = ReuseCase("one", "Read this.\n", CHUNKS, "What now?", " nothing")
-
-
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    folder = write_folder(
-        tmp_path_factory.mktemp("models") / "tiny",
-        tiny_llama(max_position_embeddings=1024, initializer_range=0.4),
-    )
-    with LLM(
-        str(folder), dtype="float32", enable_prefix_caching=False, kv_memory="16MiB", threads=1
-    ) as llm:
-        yield llm
 
 
 def measured(llm: LLM, case: ReuseCase, *shares: float) -> tuple[Scored, dict[str, Outcome]]:

@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from kvloom import LLM, RequestError
-from kvloom.bench import case_run
 from kvloom.bench.case_figures import make_rows
 from kvloom.bench.case_run import Running
 from kvloom.bench.reuse_cases import Questions, Texts
 from kvloom.bench.reuse_results import ReuseOptions, ReuseReport
 from kvloom.bench.reuse_run import run_reuse
 from kvloom.bench.reuse_source import Question
-from tests.model.tiny_models import CORPUS, tiny_llama, write_folder
+from tests.model.tiny_models import CORPUS
 
 OPTIONS = ReuseOptions(chunks=3, chunk_tokens=30, scored=6, shares=(0.15,))
 
 
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(case_run, "watch_idle", lambda: 0.0)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    made = tmp_path_factory.mktemp("models") / "tiny"
-    return str(write_folder(made, tiny_llama(max_position_embeddings=512)))
-
-
-@pytest.fixture(scope="module")
-def llm(folder: str) -> Iterator[LLM]:
-    with LLM(
-        folder, dtype="float32", enable_prefix_caching=False, kv_memory="16MiB", threads=1
-    ) as llm:
-        yield llm
+pytestmark = pytest.mark.usefixtures("at_once")
 
 
 def run(llm: LLM, material: Questions | Texts, options: ReuseOptions = OPTIONS) -> ReuseReport:
@@ -60,20 +41,20 @@ def test_prompts_of_texts_are_measured(llm: LLM) -> None:
 
 def test_prompts_that_are_too_long_are_skipped_and_counted(llm: LLM) -> None:
     questions = [
-        Question("long", (CORPUS[0] * 40,), "what", "it"),
+        Question("long", (CORPUS[0] * 200,), "what", "it"),
         Question("short", (CORPUS[0], CORPUS[1]), "what", "it"),
     ]
     options = ReuseOptions(chunks=2, chunk_tokens=0, scored=6, shares=(0.15,))
     report = run(llm, Questions("a set", questions), options)
-    assert report.skipped == {"long": "the prompt is longer than the model's context of 512 tokens"}
+    assert report.skipped == {"long": "the prompt is longer than the context of 1024 tokens"}
     assert [result.name for result in report.results] == ["short"]
 
 
-def test_no_text_and_prefix_caching_are_refused(llm: LLM, folder: str) -> None:
+def test_no_text_and_prefix_caching_are_refused(llm: LLM, tiny_folder: str) -> None:
     with pytest.raises(RequestError, match="nowhere gives no prompts to measure: there is none"):
         run(llm, Texts("nowhere", []))
     with (
-        LLM(folder, dtype="float32", kv_memory="4MiB", threads=1) as caching,
+        LLM(tiny_folder, dtype="float32", kv_memory="4MiB", threads=1) as caching,
         pytest.raises(RequestError, match="bench of prompts needs a model without prefix caching"),
     ):
         run(caching, Texts("here", CORPUS))

@@ -6,7 +6,7 @@ import json
 
 from rich.console import Console
 
-from kvloom.bench.reuse_show import render, report_json, reuse_warnings
+from kvloom.bench.reuse_show import JOINS, reuse_warnings
 
 from .case_fakes import joined, outcome, reuse_report
 
@@ -18,7 +18,7 @@ PAIR = (
 
 def test_every_kind_is_a_line_with_its_figures() -> None:
     console = Console(width=180, no_color=True, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(render(reuse_report(joined("a", *PAIR), kinds=("exact", "none"))))
+    console.print(JOINS.render(reuse_report(joined("a", *PAIR), kinds=("exact", "none"))))
     text = console.export_text()
     for part in ("prompts: 1, of 100 to 100 tokens", "15% (15%–15%)", "3.0", "0.2500 ± 0.0000"):
         assert part in text
@@ -30,7 +30,7 @@ def test_prompts_without_an_answer_are_warned_of() -> None:
     report = reuse_report(joined("a", *PAIR), joined("b", *PAIR, answered=0))
     assert "1 prompts have no real answer" in reuse_warnings(report)[0]
     assert reuse_warnings(reuse_report(joined("a", *PAIR))) == []
-    content = json.loads(report_json(report))
+    content = json.loads(JOINS.json(report))
     assert content["schema"] == "kvloom.bench.reuse"
     assert content["figures"][1]["loaded_bytes"]["median"] == 3 * 2**20
     assert any("no real answer" in warning for warning in content["warnings"])

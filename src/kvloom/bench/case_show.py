@@ -1,4 +1,4 @@
-"""A report of cases for people and for programs: tables and JSON.
+"""A report of cases for people and for programs: tables, JSON and a picture.
 
 Knows: columns and number formats.
 Does not know: what the cases are, or how anything was measured.
@@ -8,31 +8,65 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Generic
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from kvloom.bench.case_figures import KindRow, Spread, find_warnings, make_rows
-from kvloom.bench.case_results import CaseReport, dump
+from kvloom.bench.case_picture import Wording, draw
+from kvloom.bench.case_results import CaseReport, R, dump
 
 Column = tuple[str, Callable[[KindRow], str]]
 """A heading, and what stands under it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Notes:
-    """What stands below a table.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Presentation(Generic[R]):
+    """How a bench speaks of what it measures.
 
     Attributes:
+        kind: of its reports.
+        wording: of its pictures.
+        columns: of its tables.
         legend: what columns and kinds mean.
-        measured: what was measured, in a few words.
-        warnings: what only this bench has to warn of.
+        measured: says in a few words what was measured.
+        warnings: says what only this bench has to warn of.
     """
 
+    kind: type[R]
+    wording: Wording
+    columns: Callable[[R], Sequence[Column]]
     legend: str
-    measured: str
-    warnings: Sequence[str] = ()
+    measured: Callable[[R], str]
+    warnings: Callable[[R], Sequence[str]]
+
+    def json(self, report: R) -> str:
+        """Return a report with its figures."""
+        rows = [asdict(row) for row in make_rows(report)]
+        return dump(report, {"figures": rows, "warnings": self._all_warnings(report)})
+
+    def render(self, report: R) -> RenderableType:
+        """Return a table per group, what was measured where, and the warnings."""
+        rows, columns = make_rows(report), self.columns(report)
+        tables: list[RenderableType] = []
+        for group in dict.fromkeys(row.group for row in rows):
+            tables += [_table(report, [row for row in rows if row.group == group], columns), ""]
+        return Group(
+            *tables,
+            Text(self.legend, style="dim"),
+            Text(_describe(report, self.measured(report)), style="dim"),
+            *(Text(f"Warning: {text}", style="yellow") for text in self._all_warnings(report)),
+        )
+
+    def draw(self, report: R, path: Path) -> None:
+        """Draw error against cost."""
+        draw(report, self.wording, path)
+
+    def _all_warnings(self, report: R) -> list[str]:
+        return find_warnings(report, self.warnings(report))
 
 
 def share(spread: Spread) -> str:
@@ -55,27 +89,6 @@ ERRORS: tuple[Column, ...] = (
     ("top-1", lambda row: f"{row.agreement:.1%}"),
     ("NLL", lambda row: f"{row.nll:.3f}"),
 )
-
-
-def report_json(report: CaseReport, warnings: Sequence[str] = ()) -> str:
-    """Return the report with its figures."""
-    rows = [asdict(row) for row in make_rows(report)]
-    return dump(report, {"figures": rows, "warnings": find_warnings(report, warnings)})
-
-
-def render(report: CaseReport, columns: Sequence[Column], notes: Notes) -> RenderableType:
-    """Return a table per group, what was measured where, and the warnings."""
-    rows = make_rows(report)
-    tables: list[RenderableType] = []
-    for group in dict.fromkeys(row.group for row in rows):
-        tables += [_table(report, [row for row in rows if row.group == group], columns), ""]
-    warnings = find_warnings(report, notes.warnings)
-    return Group(
-        *tables,
-        Text(notes.legend, style="dim"),
-        Text(_describe(report, notes.measured), style="dim"),
-        *(Text(f"Warning: {text}", style="yellow") for text in warnings),
-    )
 
 
 def _table(report: CaseReport, rows: Sequence[KindRow], columns: Sequence[Column]) -> Table:

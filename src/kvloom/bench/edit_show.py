@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from statistics import median
 
-from rich.console import RenderableType
-
-from kvloom.bench import case_show
 from kvloom.bench.case_picture import Wording
-from kvloom.bench.case_show import ERRORS, ROWS, Column, Notes
+from kvloom.bench.case_show import ERRORS, ROWS, Column, Presentation
 from kvloom.bench.edit_results import EditReport
 
-WORDING = Wording("document", "the tokens that really follow", ("repaired", "shifted"))
 _PREFERENCES: tuple[Column, ...] = (
     ("new over old", lambda row: f"{row.preference:+.2f}"),
     ("error", lambda row: f"{row.preference_error:.2f}"),
@@ -27,23 +23,6 @@ _LEGEND = (
     "unrotated: old keys at new places as they are · dropped: nothing behind the change is kept or "
     "computed · ignored: the document before the edit"
 )
-
-
-def report_json(report: EditReport) -> str:
-    """Return the report with its figures."""
-    return case_show.report_json(report, edit_warnings(report))
-
-
-def render(report: EditReport) -> RenderableType:
-    """Return a table per group, what was measured where, and the warnings."""
-    places = report.options.places
-    scored = f"{places.scored} tokens scored {places.behind} behind the last change"
-    preferences: tuple[Column, ...] = ()
-    if any(outcome.nll_other is not None for r in report.results for outcome in r.outcomes):
-        scored, preferences = "the name scored that comes next", _PREFERENCES
-    measured = f"{scored} · documents of at most {places.context:,} tokens"
-    notes = Notes(_LEGEND, measured, edit_warnings(report))
-    return case_show.render(report, (ROWS, *ERRORS, *preferences), notes)
 
 
 def edit_warnings(report: EditReport) -> list[str]:
@@ -61,3 +40,29 @@ def edit_warnings(report: EditReport) -> list[str]:
             f"tokens; a median of {median(cut):,.0f} tokens before it was cut off."
         )
     return warnings
+
+
+def _columns(report: EditReport) -> tuple[Column, ...]:
+    return (ROWS, *ERRORS, *(_PREFERENCES if _has_others(report) else ()))
+
+
+def _measured(report: EditReport) -> str:
+    places = report.options.places
+    scored = f"{places.scored} tokens scored {places.behind} behind the last change"
+    if _has_others(report):
+        scored = "the name scored that comes next"
+    return f"{scored} · documents of at most {places.context:,} tokens"
+
+
+def _has_others(report: EditReport) -> bool:
+    return any(outcome.nll_other is not None for r in report.results for outcome in r.outcomes)
+
+
+EDITS = Presentation(
+    kind=EditReport,
+    wording=Wording("document", "the tokens that really follow", ("repaired", "shifted")),
+    columns=_columns,
+    legend=_LEGEND,
+    measured=_measured,
+    warnings=edit_warnings,
+)

@@ -6,14 +6,10 @@ Does not know: how tables are drawn, or how anything was measured.
 
 from __future__ import annotations
 
-from rich.console import RenderableType
-
-from kvloom.bench import case_show
 from kvloom.bench.case_picture import Wording
-from kvloom.bench.case_show import ERRORS, ROWS, Column, Notes, share
+from kvloom.bench.case_show import ERRORS, ROWS, Column, Presentation, share
 from kvloom.bench.reuse_results import ReuseReport
 
-WORDING = Wording("prompt", "the answer and what the model says behind it", ("blend", "none"))
 _COLUMNS: tuple[Column, ...] = (
     ROWS,
     ("repaired", lambda row: share(row.repaired)),
@@ -28,22 +24,6 @@ _LEGEND = (
 )
 
 
-def report_json(report: ReuseReport) -> str:
-    """Return the report with its figures."""
-    return case_show.report_json(report, reuse_warnings(report))
-
-
-def render(report: ReuseReport) -> RenderableType:
-    """Return a table, what was measured where, and the warnings."""
-    options = report.options
-    size = f"about {options.chunk_tokens:,} tokens" if options.chunk_tokens else "any length"
-    measured = (
-        f"{options.chunks} chunks of {size} in another order (seed {options.seed}) · "
-        f"{options.scored} tokens scored: the answer, then what exact says behind it"
-    )
-    return case_show.render(report, _COLUMNS, Notes(_LEGEND, measured, reuse_warnings(report)))
-
-
 def reuse_warnings(report: ReuseReport) -> list[str]:
     """Return what a reader of the figures of joined chunks must know."""
     unanswered = sum(result.answered == 0 for result in report.results)
@@ -52,3 +32,22 @@ def reuse_warnings(report: ReuseReport) -> list[str]:
     return [
         f"{unanswered} prompts have no real answer: what exact says is scored, which favours it."
     ]
+
+
+def _measured(report: ReuseReport) -> str:
+    options = report.options
+    size = f"about {options.chunk_tokens:,} tokens" if options.chunk_tokens else "any length"
+    return (
+        f"{options.chunks} chunks of {size} in another order (seed {options.seed}) · "
+        f"{options.scored} tokens scored: the answer, then what exact says behind it"
+    )
+
+
+JOINS = Presentation(
+    kind=ReuseReport,
+    wording=Wording("prompt", "the answer and what exact says behind it", ("blend", "none")),
+    columns=lambda _: _COLUMNS,
+    legend=_LEGEND,
+    measured=_measured,
+    warnings=reuse_warnings,
+)

@@ -26,12 +26,10 @@ from kvloom.cli.settings import (
 from kvloom.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from kvloom import LLM
-    from kvloom.bench.case_picture import Wording
     from kvloom.bench.case_results import CaseOptions, R
     from kvloom.bench.case_run import Running
+    from kvloom.bench.case_show import Presentation
 
 INTERRUPTED = 130  # what a shell says of a program that an interrupt ended
 
@@ -101,28 +99,28 @@ def read_shares(text: str) -> tuple[float, ...]:
 
 
 def run_bench(
-    kind: type[R],
+    presentation: Presentation[R],
     options: CaseOptions,
     limit: int,
     files: FileOptions,
     run: Callable[[LLM, Running[R]], R],
-    to_json: Callable[[R], str],
-) -> R:
-    """Run a bench on a model without prefix caching, and keep its report while it grows.
+) -> None:
+    """Run a bench on a model, keep its report while it grows, then show it.
 
     Raises:
         RequestError: the file holds another report, or there is nothing to measure.
+        Exit: the run was interrupted.
     """
     from kvloom.bench.case_results import load, save
 
     terminal, file = Terminal(), files.json_file
-    earlier = load(file, kind) if file is not None and file.exists() else None
+    earlier = load(file, presentation.kind) if file is not None and file.exists() else None
     if earlier is not None:
-        terminal.messages.print(f"{len(earlier.results)} {kind.noun} are in {file} already.")
+        terminal.messages.print(f"{len(earlier.results)} {earlier.noun} are in {file} already.")
 
     def keep(report: R) -> None:
         if file is not None:
-            save(to_json(report), file)
+            save(presentation.json(report), file)
 
     with long_work(terminal.messages, "Starting", "Preparing the model") as progress:
         from kvloom import LLM
@@ -131,16 +129,9 @@ def run_bench(
         settings: dict[str, Any] = {**options.settings, "progress": progress}
         # Exact documents would answer for the equal text of approximate ones.
         with LLM(options.model, enable_prefix_caching=False, **settings) as llm:
-            running = Running(limit=limit, earlier=earlier, keep=keep, progress=progress)
-            return run(llm, running)
-
-
-def show(report: R, table: RenderableType, wording: Wording, files: FileOptions) -> None:
-    """Print and draw a report; leave with the code of an interrupt if it had one."""
-    Terminal().results.print(table)
+            report = run(llm, Running(limit=limit, earlier=earlier, keep=keep, progress=progress))
+    terminal.results.print(presentation.render(report))
     if files.picture is not None:
-        from kvloom.bench.case_picture import draw
-
-        draw(report, wording, files.picture)
+        presentation.draw(report, files.picture)
     if report.interrupted:
         raise typer.Exit(INTERRUPTED)

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvloom.cli.bench_cases import EngineOptions, FileOptions, read_shares, run_bench, show
+from kvloom.cli.bench_cases import EngineOptions, FileOptions, read_shares, run_bench
 
 if TYPE_CHECKING:
+    from kvloom import LLM
+    from kvloom.bench.case_run import Running
     from kvloom.bench.case_source import Source
-    from kvloom.bench.edit_results import EditOptions
+    from kvloom.bench.edit_results import EditOptions, EditReport
     from kvloom.bench.edit_run import AnyEdit
 
 
@@ -115,16 +117,10 @@ def edit(
     files.check()
     source, options = where.source(), what.options(engine)
 
-    from kvloom.bench.edit_results import EditReport
     from kvloom.bench.edit_run import run_edits
-    from kvloom.bench.edit_show import WORDING, render, report_json
+    from kvloom.bench.edit_show import EDITS
 
-    report = run_bench(
-        EditReport,
-        options,
-        limit,
-        files,
-        lambda llm, running: run_edits(llm, options, source, running),
-        report_json,
-    )
-    show(report, render(report), WORDING, files)
+    def run(llm: LLM, running: Running[EditReport]) -> EditReport:
+        return run_edits(llm, options, source, running)
+
+    run_bench(EDITS, options, limit, files, run)

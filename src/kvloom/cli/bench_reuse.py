@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvloom.cli.bench_cases import EngineOptions, FileOptions, read_shares, run_bench, show
+from kvloom.cli.bench_cases import EngineOptions, FileOptions, read_shares, run_bench
 
 if TYPE_CHECKING:
+    from kvloom import LLM
+    from kvloom.bench.case_run import Running
     from kvloom.bench.reuse_cases import Material
-    from kvloom.bench.reuse_results import ReuseOptions
+    from kvloom.bench.reuse_results import ReuseOptions, ReuseReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,16 +111,10 @@ def reuse(
     files.check()
     material, options = where.material(), what.options(engine)
 
-    from kvloom.bench.reuse_results import ReuseReport
     from kvloom.bench.reuse_run import run_reuse
-    from kvloom.bench.reuse_show import WORDING, render, report_json
+    from kvloom.bench.reuse_show import JOINS
 
-    report = run_bench(
-        ReuseReport,
-        options,
-        limit,
-        files,
-        lambda llm, running: run_reuse(llm, options, material, running),
-        report_json,
-    )
-    show(report, render(report), WORDING, files)
+    def run(llm: LLM, running: Running[ReuseReport]) -> ReuseReport:
+        return run_reuse(llm, options, material, running)
+
+    run_bench(JOINS, options, limit, files, run)

@@ -1,0 +1,35 @@
+"""Fixtures of the benches that do one thing in several ways: a tiny model that is told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from kvloom import LLM
+from kvloom.bench import case_run
+from tests.model.tiny_models import tiny_llama, write_folder
+
+CONTEXT = 1024
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not look for load before a run."""
+    monkeypatch.setattr(case_run, "watch_idle", lambda: 0.0)
+
+
+@pytest.fixture(scope="package")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose predictions depend on what it reads."""
+    model = tiny_llama(max_position_embeddings=CONTEXT, initializer_range=0.4)
+    return str(write_folder(tmp_path_factory.mktemp("models") / "tiny", model))
+
+
+@pytest.fixture(scope="package")
+def llm(tiny_folder: str) -> Iterator[LLM]:
+    """That model in fp32, without prefix caching."""
+    with LLM(
+        tiny_folder, dtype="float32", enable_prefix_caching=False, kv_memory="16MiB", threads=1
+    ) as llm:
+        yield llm
