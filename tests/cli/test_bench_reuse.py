@@ -51,7 +51,7 @@ def test_questions_are_measured_kept_drawn_and_gone_on_with(
     files = ("--questions", str(questions), "--json", str(report), "--picture", str(picture))
     done = bench(*files, "--limit", "1")
     assert done.exit_code == 0, done.output
-    for kind in ("exact", "prefix", "blend 15%", "craft", "first", "random 15%", "none"):
+    for kind in ("exact", "prefix", "blend 15%", "craft 15%", "first 15%", "random 15%", "none"):
         assert kind in done.stdout
     assert "no real answer" in " ".join(done.stdout.split())
     first = json.loads(report.read_text())["results"]
@@ -121,10 +121,12 @@ def test_garbage_in_a_file_is_one_line(bench: Invoke, questions: Path, line: str
     assert "Traceback" not in done.output
 
 
-def test_prompts_that_are_too_long_are_skipped_and_counted(bench: Invoke, questions: Path) -> None:
-    done = bench("--questions", str(questions), "--chunk-tokens", "4000")
+def test_prompts_that_are_too_long_are_skipped_and_counted(bench: Invoke, tmp_path: Path) -> None:
+    file = tmp_path / "set.jsonl"
+    file.write_text(json.dumps({"question": "what", "passages": [CORPUS[0] * 1000]}))
+    done = bench("--questions", str(file), "--chunk-tokens", "0")
     assert done.exit_code == 1
-    assert "longer than the context" in " ".join(done.output.split())
+    assert "longer than the context of 4096 tokens" in " ".join(done.output.split())
 
 
 @pytest.mark.long

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from kvloom import Chunk, SamplingParams
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kvloom import LLM, Document
+    from kvloom.outputs import Fidelity
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Kind:
 
     name: str
     way: Literal["join", "prefix"] = "join"
-    fidelity: Literal["exact", "repaired"] = "repaired"
+    fidelity: Fidelity = "repaired"
     share: float = 0.15
     planner: str = "blend"
 
@@ -63,17 +64,20 @@ def make_kinds(shares: Sequence[float]) -> tuple[Kind, ...]:
     """Return the kinds in the order of the table, the exact one first: others are held against it.
 
     Args:
-        shares: of the chunks' rows; random ones are as many as the middle share.
+        shares: of the chunks' rows; other planners than `blend` take the middle one.
     """
     ordered = sorted(shares, reverse=True)
     middle = ordered[len(ordered) // 2]
     return (
         Kind(EXACT, fidelity="exact"),
         Kind("prefix", "prefix"),
-        *(Kind(f"blend {share:.0%}", share=share) for share in ordered),
+        # Before chunks are computed alone, which it might take instead of what it learned from.
         Kind(f"craft {middle:.0%}", share=middle, planner="craft"),
-        Kind("first", planner="first"),
-        Kind(f"random {middle:.0%}", share=middle, planner="random"),
+        *(Kind(f"blend {share:.0%}", share=share) for share in ordered),
+        *(
+            Kind(f"{planner} {middle:.0%}", share=middle, planner=planner)
+            for planner in ("first", "random")
+        ),
         Kind("none", planner="none"),
     )
 
@@ -135,6 +139,7 @@ class _Joining:
             rows=receipt.recomputed if receipt else len(self.tokens) - self._shared(),
             repaired=receipt.repaired if receipt else 0,
             first_token_s=first_token_s,
+            loaded_bytes=receipt.loaded_bytes if receipt else 0,
             nll=-sum(scores[: self.scored.answered or None]),
         )
         return outcome, logits
@@ -144,7 +149,9 @@ class _Joining:
         if kind.way == "prefix":
             return self.llm.document(self.tokens[: self._shared()])
         if kind.fidelity != EXACT:
-            self._join(kind, self.case.chunks).close()
+            # `craft` learns where a prompt is computed as one; the others need chunks alone.
+            before = "exact" if kind.planner == "craft" else "shifted"
+            self._join(replace(kind, fidelity=before), self.case.chunks).close()
         return None
 
     def _joined(self, kind: Kind, kept: Document | None) -> Document:
@@ -156,7 +163,7 @@ class _Joining:
 
     def _join(self, kind: Kind, chunks: Sequence[str]) -> Document:
         case = self.case
-        parts = [case.lead, *map(Chunk, chunks), case.question]
+        parts: list[str | Chunk] = [case.lead, *map(Chunk, chunks), case.question]
         return self.llm.join(parts, fidelity=kind.fidelity, share=kind.share, planner=kind.planner)
 
     def _shared(self) -> int:

@@ -43,9 +43,7 @@ def run_reuse(
         tokens = len(llm.tokenizer.encode(case.lead))
         tokens += sum(length(text) for text in (*case.chunks, case.question))
         if tokens + options.scored > llm.spec.max_positions:
-            return (
-                f"the prompt is longer than the model's context of {llm.spec.max_positions} tokens"
-            )
+            return f"the prompt is longer than the context of {llm.spec.max_positions} tokens"
         scored, outcomes = measure(llm, case, kinds, options.seed, options.scored)
         return ReuseResult(
             name=case.name,
