@@ -117,8 +117,8 @@ class AsyncLLM:
 
         Raises:
             RequestError: the parts hold no text, or a setting is out of range.
-            UnsupportedModelError: the model's positions cannot be moved (`exact` still works), or it
-                does not show what the planner must know.
+            UnsupportedModelError: the model's positions cannot be moved (`exact` still works), or
+                it does not show what the planner must know.
             CapacityError: the KV memory cannot hold the parts.
         """
         joined = await asyncio.to_thread(

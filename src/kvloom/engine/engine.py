@@ -101,9 +101,7 @@ class Engine:
         self._repairs = Repairs(self.memory, runner)
         self.chunks = Chunks(self.memory)
         self.watcher = Watcher(self.memory, runner)
-        self.costs: Callable[[], CostModel] = partial(
-            CostModel.unmeasured, len(runner.spec.layers)
-        )
+        self.costs: Callable[[], CostModel] = partial(CostModel.unmeasured, len(runner.spec.layers))
         self.idle = IdleWork(self.memory)
         self._let_go: deque[KVDoc] = deque()
         self._numbers = count()

@@ -4,9 +4,9 @@ Knows: variants in memory, chunks on the shelf, KV that parts bring along, and h
 computed alone.
 Does not know: which of these is worth taking; a planner does.
 
-Source: PromptCache (Gim et al. 2024) for chunks with KV of their own. Deviation: a chunk is computed
-behind a sink that is then left out, since the first tokens of any text draw attention that has
-nothing to do with what they say.
+Source: PromptCache (Gim et al. 2024) for chunks with KV of their own. Deviation: a chunk is
+computed behind a sink that is then left out, since the first tokens of any text draw attention
+that has nothing to do with what they say.
 """
 
 from __future__ import annotations
@@ -168,9 +168,7 @@ class Holdings:
         """Return what memory and shelf hold of a chunk; what was computed alone comes first."""
         found = [
             Held(one.id, one.origin, one.base, MEMORY, one.statistics)
-            for one in call(
-                self._loop, lambda engine: engine.chunks.variants(tokens, self._tenant)
-            )
+            for one in call(self._loop, lambda engine: engine.chunks.variants(tokens, self._tenant))
         ]
         found.sort(key=lambda held: held.id != self._alone)
         if found and found[0].id == self._alone:

@@ -20,7 +20,7 @@ from kvloom.kv.doc import KVDoc
 
 logger = logging.getLogger(__name__)
 MAX_WAITING = 256
-"""Prefixes and chunks that may wait to be stored; the oldest is dropped for one more, and counted."""
+"""Texts that may wait to be stored; the oldest is dropped for one more, and counted."""
 CLOSE_S = 10.0
 
 

@@ -146,8 +146,8 @@ class LLM:
 
         Raises:
             RequestError: the parts hold no text, or a setting is out of range.
-            UnsupportedModelError: the model's positions cannot be moved (`exact` still works), or it
-                does not show what the planner must know.
+            UnsupportedModelError: the model's positions cannot be moved (`exact` still works), or
+                it does not show what the planner must know.
             CapacityError: the KV memory cannot hold the parts.
         """
         return join_parts(self, parts, fidelity=fidelity, share=share, planner=planner)
