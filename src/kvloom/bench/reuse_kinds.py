@@ -150,7 +150,7 @@ class _Joining:
             return self.llm.document(self.tokens[: self._shared()])
         if kind.fidelity != EXACT:
             # `craft` learns where a prompt is computed as one; the others need chunks alone.
-            before = "exact" if kind.planner == "craft" else "shifted"
+            before: Fidelity = "exact" if kind.planner == "craft" else "shifted"
             self._join(replace(kind, fidelity=before), self.case.chunks).close()
         return None
 
