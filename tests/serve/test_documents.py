@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kvloom import AsyncLLM
-from kvloom.serve.documents import ID_PATTERN, Documents
+from kvloom.serve.documents import ID_PATTERN, Documents, Lead
 from kvloom.serve.errors import TooManyDocumentsError
 from tests.model.tiny_models import tiny_llama, write_folder
 
@@ -126,7 +126,7 @@ def test_ids_are_random_and_limits_hold_while_documents_are_made() -> None:
 
         async def make() -> Any:
             await asyncio.sleep(0.001)
-            return Nothing(), ""
+            return Nothing(), Lead()
 
         adding = [documents.add("me", None, make) for _ in range(25)]
         made = await asyncio.gather(*adding, return_exceptions=True)
