@@ -185,7 +185,7 @@ class FakeAsyncLLM:
         self.peak_live = 0
         self.submitted: list[tuple[list[int], SamplingParams]] = []
         self.bases: list[tuple[Any, bool]] = []
-        self.joins: list[tuple[list[TokenPart], Fidelity, float | None, str]] = []
+        self.joins: list[tuple[list[TokenPart], Fidelity, float, str]] = []
         self.joined: list[FakeDocument] = []
         self._known: set[tuple[int, ...]] = set()
         self.tokens_given = 0
@@ -265,7 +265,7 @@ class FakeAsyncLLM:
         parts: Sequence[TokenPart],
         *,
         fidelity: Fidelity,
-        share: float | None,
+        share: float,
         planner: str,
     ) -> FakeDocument:
         self.joins.append((list(parts), fidelity, share, planner))

@@ -128,6 +128,7 @@ def test_many_editors_at_once(tiny: RunningServer) -> None:
     def leftover(engine: Any) -> int:
         engine.release_abandoned()
         engine.memory.check()
+        engine.chunks.clear()
         engine.memory.tree.clear()
         return int(engine.pool.used_bytes)
 

@@ -8,13 +8,14 @@ from typing import Any, get_args
 
 import pytest
 
+from kvloom.engine.fidelity import REPAIRED_SHARE
 from kvloom.errors import CapacityError, UnsupportedModelError
 from kvloom.reuse.planner import PLANNERS
 from kvloom.serve.joins import MAX_JOINED
 from kvloom.serve.schemas import KvloomOptions
 
 from .fake_llm import BOS, FakeAsyncLLM
-from .running import RunningServer, assert_openai_error, eventually, events_of
+from .running import RunningServer, assert_openai_error, events_of, eventually
 
 ROOT = "/v1/kv/documents"
 SHIFTED = {"kvloom": {"fidelity": "shifted"}}
@@ -64,7 +65,7 @@ def test_a_chat_shows_documents_and_chunks_where_they_stand(
     assert reply["choices"][0]["message"]["content"] == text
     assert reply["usage"]["prompt_tokens"] == len(text)
     parts, *how = llm.joins[-1]
-    assert how == ["shifted", None, "blend"]
+    assert how == ["shifted", REPAIRED_SHARE, "blend"]
     spelled = [(bytes(part.tokens).decode(), part.reusable) for part in parts]
     assert spelled == [
         ("user:Read:\n", False),

@@ -166,6 +166,9 @@ def test_a_document_in_a_chat_is_its_text(real: RunningServer) -> None:
 
 TOWN = "Carla repairs clocks in Vienna. " + "Her shop is old and very quiet. " * 8 + "Dora dives."
 QUESTION = "Who is a pilot?"
+SHIFTED = {"fidelity": "shifted"}
+REPAIRED = {"fidelity": "repaired"}
+REPAIRED_ALL = {"fidelity": "repaired", "share": 1}
 
 
 def by_parts(real: RunningServer, *parts: str) -> list[int]:
@@ -187,50 +190,43 @@ def by_parts(real: RunningServer, *parts: str) -> list[int]:
 def test_a_chat_about_documents_in_any_order(real: RunningServer, backwards: bool) -> None:
     texts = [STORY, TOWN][:: -1 if backwards else 1]
     names = [real.post(DOCUMENTS, {"text": text}).json()["id"] for text in texts]
-    content = [{"type": "document", "document_id": name} for name in names]
+    content: list[Any] = [{"type": "document", "document_id": name} for name in names]
     content.append({"type": "text", "text": QUESTION})
     tokens = by_parts(real, *texts)
-    greedy = {"temperature": 0, "max_tokens": 8}
-    plain = real.post("/v1/completions", greedy | {"prompt": tokens}).json()
-    messages: list[Any] = [{"role": "user", "content": content}]
-    client = real.openai()
     lengths = [len(real.llm.tokenizer.encode(text)) for text in texts]
-    for options in ({"fidelity": "shifted"}, {"fidelity": "repaired"}, REPAIRED_ALL):
-        reply = client.chat.completions.create(
-            model="smol", messages=messages, extra_body={"kvloom": options}, **greedy
-        )
+    ask = real.openai().chat.completions.create
+    greedy: dict[str, Any] = {"model": "smol", "temperature": 0, "max_tokens": 4}
+    greedy["messages"] = [{"role": "user", "content": content}]
+    for options in SHIFTED, REPAIRED, REPAIRED_ALL:
+        reply = ask(**greedy, extra_body={"kvloom": options})
         assert reply.usage.prompt_tokens == len(tokens)
         receipt = reply.kvloom["receipt"]
-        assert receipt["fidelity"] == options["fidelity"] or "share" in options
-        assert sum(receipt["tokens"].values()) >= len(tokens)
-        shown = [part["tokens"] for part in reply.kvloom["parts"] if part["type"] == "document"]
-        assert shown == lengths
-        if options["fidelity"] == "shifted":
+        shown = [part for part in reply.kvloom["parts"] if part["type"] == "document"]
+        assert [part["tokens"] for part in shown] == lengths
+        if options is SHIFTED:
+            assert receipt["fidelity"] == "shifted"
+            assert [part["actions"][0]["action"] for part in shown] == ["shift", "shift"]
             # All but the documents, and what the engine runs again to begin.
             assert receipt["computed_tokens"] <= len(tokens) - sum(lengths) + 3
             assert reply.usage.prompt_tokens_details.cached_tokens >= sum(lengths) - 3
+            stream = list(ask(**greedy, extra_body={"kvloom": options}, stream=True))
+            text = "".join(x.choices[0].delta.content or "" for x in stream if x.choices)
+            assert text == reply.choices[0].message.content
+            assert stream[-1].kvloom["parts"] == reply.kvloom["parts"]
+        if options is REPAIRED:
+            assert receipt["fidelity"] == "repaired"
+            assert 0 < receipt["repaired"] < 0.2 * len(tokens)
+            assert receipt["deviation_left"] < receipt["deviation"]
         if options is REPAIRED_ALL:
-            assert reply.choices[0].message.content == plain["choices"][0]["text"]
-            assert receipt["tokens"] == {"exact": sum(receipt["tokens"].values())}
-        stream = list(
-            client.chat.completions.create(
-                model="smol", messages=messages, extra_body={"kvloom": options}, stream=True, **greedy
-            )
-        )
-        text = "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
-        assert text == reply.choices[0].message.content
-        assert [part["tokens"] for part in stream[-1].kvloom["parts"]]
-    exact = {"fidelity": "exact"}
-    reply = client.chat.completions.create(
-        model="smol", messages=messages, extra_body={"kvloom": exact}, **greedy
-    )
-    assert reply.kvloom["receipt"]["fidelity"] == "exact"
-    assert "parts" not in reply.kvloom
+            assert set(receipt["tokens"]) == {"exact"}
+            best = reply.choices[0].message.content
+    body = {"prompt": tokens, "temperature": 0, "max_tokens": 4}
+    assert real.post("/v1/completions", body).json()["choices"][0]["text"] == best
+    exact = ask(**greedy, extra_body={"kvloom": {"fidelity": "exact"}})
+    assert exact.kvloom["receipt"]["fidelity"] == "exact"
+    assert "parts" not in exact.kvloom
     for name in names:
         real.client.delete(f"{real.url}{DOCUMENTS}/{name}")
-
-
-REPAIRED_ALL = {"fidelity": "repaired", "share": 1}
 
 
 def test_chunks_are_computed_once(real: RunningServer) -> None:
@@ -243,13 +239,14 @@ def test_chunks_are_computed_once(real: RunningServer) -> None:
         receipt = reply["kvloom"]["receipt"]
         rows.append(receipt["computed_tokens"] / reply["usage"]["prompt_tokens"])
         assert receipt["deviation_left"] <= receipt["deviation"]
-    assert rows[0] > 1 > 0.4 > max(rows[1:])
+    assert rows[0] > 1
+    assert max(rows[1:]) < 0.4
 
 
 def test_what_changes_meanwhile_answers_as_it_was(real: RunningServer) -> None:
     name = real.post(DOCUMENTS, {"text": STORY}).json()["id"]
     client = real.openai()
-    asked: dict[str, Any] = {"model": "smol", "prompt": "Then", "temperature": 0, "max_tokens": 24}
+    asked: dict[str, Any] = {"model": "smol", "prompt": "Then", "temperature": 0, "max_tokens": 12}
     body = {"documents": [{"text": TOWN}, name], "ignore_eos": True}
     asked |= {"extra_body": body | {"kvloom": {"fidelity": "shifted"}}}
     undisturbed = client.completions.create(**asked).choices[0].text

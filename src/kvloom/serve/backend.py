@@ -166,7 +166,7 @@ class Backend(Protocol):
         parts: Sequence[TokenPart],
         *,
         fidelity: Fidelity,
-        share: float | None,
+        share: float,
         planner: str,
     ) -> BackendDocument:
         """Return a document of parts, some of which bring KV or may be computed alone.
@@ -174,7 +174,7 @@ class Backend(Protocol):
         Args:
             parts: of the document.
             fidelity: `repaired` or `shifted`.
-            share: of the rows of a part that is repaired; None for the planner's own.
+            share: of the rows of a part that is computed again where `repaired`.
             planner: says what is done with each part.
         """
         ...

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kvloom.engine.fidelity import REPAIRED_SHARE
 from kvloom.engine.joining import TokenPart
 from kvloom.errors import RequestError
 from kvloom.outputs import EditReceipt, Fidelity
@@ -28,12 +29,12 @@ class JoinOptions:
     Attributes:
         fidelity: `repaired` or `shifted`.
         planner: says what is done with each part.
-        share: of a part's rows that is repaired; None for the planner's own.
+        share: of a part's rows that is computed again where `repaired`.
     """
 
     fidelity: Fidelity
     planner: str = "blend"
-    share: float | None = None
+    share: float = REPAIRED_SHARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,8 @@ class Joined:
 
 def token_part(part: PromptPart) -> TokenPart:
     """Return a part as the engine takes it."""
-    return TokenPart(part.tokens, part.source is not None)
+    kv = part.source.kv if isinstance(part.source, Snapshot) else None
+    return TokenPart(part.tokens, part.source is not None, kv)
 
 
 def check_parts(parts: Sequence[PromptPart], num_behind: int, max_model_len: int) -> None:

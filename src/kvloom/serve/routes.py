@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
+from kvloom.engine.fidelity import REPAIRED_SHARE
 from kvloom.errors import RequestError
 from kvloom.outputs import EngineStats
 from kvloom.serve.backend import Tokenizer
@@ -242,7 +243,8 @@ async def _start(
         return Start(joined(beginning, body.fidelity))
     if isinstance(body, CompletionBody) and body.scores_prompt:
         return Start(joined(beginning, "exact"), read_as_text=SCORED)
-    how = JoinOptions(wanted.fidelity, wanted.planner or "blend", wanted.share)
+    share = REPAIRED_SHARE if wanted.share is None else wanted.share
+    how = JoinOptions(wanted.fidelity, wanted.planner or "blend", share)
     joining = service.join(beginning, how, num_behind=num_behind)
     found = await service.guard.run(joining, request.receive)
     return Start(found.ask, found)
