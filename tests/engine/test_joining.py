@@ -304,7 +304,7 @@ def test_the_end_of_a_document_is_brought_along(make_llm: Make, edited: bool) ->
     if edited:
         kept.edit(40, 40, "xyz", fidelity="repaired", share=0.3)
     tokens = tuple(kept.tokens[2:])
-    text = TokenPart(tuple(TOKENIZER.encode("abcdef")), reusable=False)
+    text = TokenPart(tuple(TOKENIZER.encode("cdefgh")), reusable=False)
     mine = TokenPart(tokens, reusable=True, kv=kept.kv)
     joined = join_tokens(llm, [text, mine, mine], fidelity="shifted")
     assert joined.tokens == [*text.tokens, *tokens, *tokens]
