@@ -87,6 +87,6 @@ def make_rows_dear(llm: LLM) -> None:
     """Let planners believe that rows cost and that nothing else does."""
 
     def replace(engine: Any) -> None:
-        engine.costs = lambda: CostModel.unmeasured(len(llm.spec.layers))
+        engine.costs = lambda: CostModel.unmeasured(40)  # so many layers that a comparison is cheap
 
     llm.loop.call(replace).result(10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from kvloom.kv.doc import KVDoc
 from kvloom.ops.rope import rotate, shift_table
 from kvloom.reuse.planner import PLANNERS
 from kvloom.types import Taint
+from tests.engine.conftest import make_rows_dear
+from tests.model.tiny_models import tiny_llama, write_folder
 from tests.tolerances import TOLERANCE
 
 every_planner = pytest.mark.parametrize("planner", PLANNERS)
@@ -77,19 +80,29 @@ def logits(document: Document) -> Tensor:
     return document.score(BEHIND, return_logits=True)[1]
 
 
+@pytest.fixture(scope="module")
+def deep_llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    """A tiny Llama with more than two layers: values of the second depend on tokens alone."""
+    model = tiny_llama(max_position_embeddings=512, num_hidden_layers=4)
+    folder = write_folder(tmp_path_factory.mktemp("deep"), model)
+    with LLM(str(folder), kv_memory="8MiB") as made:
+        make_rows_dear(made)
+        yield made
+
+
 @pytest.fixture
-def llm(tiny_llm: LLM) -> LLM:
-    """The tiny model with two chunks that were computed behind others, and no known prefix."""
+def llm(deep_llm: LLM) -> LLM:
+    """The model with two chunks that were computed behind others, and no known prefix."""
 
     def forget(engine: Any) -> None:
         engine.release_abandoned()
         engine.chunks.clear()
         engine.memory.tree.clear()
 
-    tiny_llm.loop.call(forget).result(10)
-    tiny_llm.join(asked("10"), planner="craft").close()
-    tiny_llm.loop.call(lambda engine: engine.memory.tree.clear()).result(10)
-    return tiny_llm
+    deep_llm.loop.call(forget).result(10)
+    deep_llm.join(asked("10"), planner="craft").close()
+    deep_llm.loop.call(lambda engine: engine.memory.tree.clear()).result(10)
+    return deep_llm
 
 
 @every_planner
@@ -169,6 +182,7 @@ def test_text_between_chunks_sees_what_was_repaired(llm: LLM) -> None:
     stop = length(parts[:4], llm)
     text = slice(length(parts[:3], llm), stop)
     truth = shown(llm, exact, stop)[-1][:, text]
+    llm.loop.call(lambda engine: engine.memory.tree.clear()).result(10)
     far = []
     for share in (0.0, 0.97):
         doc = llm.join(parts, fidelity="repaired", share=share)

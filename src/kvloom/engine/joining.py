@@ -120,6 +120,7 @@ class Joining:
                     steps = [action for action in actions if action.part == place.number]
                     run.carry_out(place, steps, is_known=place.stop <= known)
                 run.repair()
+                run.note_rest(tokens)
                 computed = building.finish()
             except BaseException:
                 building.close()

@@ -90,6 +90,12 @@ class PlanRun:
             rows = planned_rows(self._want, [one]).count
             self._actions.append(PartAction(one.part, "repair", rows))
 
+    def note_rest(self, tokens: Sequence[int]) -> None:
+        """Take note that what stands behind the parts is computed, as one part."""
+        last = self._places[-1]
+        if rows := len(tokens) - last.stop:
+            self._actions.append(PartAction(last.number + 1, "recompute", rows))
+
     def added_to(self, receipt: EditReceipt, loaded_bytes: int) -> EditReceipt:
         """Return a receipt with what was done."""
         compared = [one for one in self._repairs if one.deviation is not None]
