@@ -59,12 +59,14 @@ def test_all_kinds_of_one_prompt(llm: LLM) -> None:
     # The lead, the question, and nothing of the chunks.
     assert (alone.rows, alone.repaired) == (tokens - chunked, 0)
     assert alone.divergence > 10 * NEAR["probabilities"]
-    for name in ("blend 15%", "random 15%"):
+    for name in ("blend 15%", "first 15%", "random 15%"):
         repaired = found[name].repaired
         assert 0.15 * chunked <= repaired <= 0.15 * chunked + len(CHUNKS)
         assert found[name].rows == alone.rows + repaired
         assert found[name].divergence > 0
     # All rows of the chunks computed again: what a fresh prefill gives.
+    assert 0 < found["craft 15%"].repaired < found["craft 15%"].rows < tokens
+    assert found["blend 100%"].rows == tokens
     assert found["blend 100%"].divergence == pytest.approx(0, abs=NEAR["probabilities"])
 
 

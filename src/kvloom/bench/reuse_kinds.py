@@ -148,10 +148,12 @@ class _Joining:
         """Do what an earlier request did, and return what is kept of it beside its chunks."""
         if kind.way == "prefix":
             return self.llm.document(self.tokens[: self._shared()])
-        if kind.fidelity != EXACT:
-            # `craft` learns where a prompt is computed as one; the others need chunks alone.
-            before: Fidelity = "exact" if kind.planner == "craft" else "shifted"
-            self._join(replace(kind, fidelity=before), self.case.chunks).close()
+        if kind.planner == "craft":  # learns where a prompt is computed as one
+            self._join(replace(kind, fidelity="exact"), self.case.chunks).close()
+        elif kind.fidelity != EXACT:
+            # Chunks that are computed alone do not depend on an order. In that of the earlier
+            # request those which `craft` learned from are exact, and would be taken instead.
+            self._join(replace(kind, fidelity="shifted"), self.order).close()
         return None
 
     def _joined(self, kind: Kind, kept: Document | None) -> Document:
