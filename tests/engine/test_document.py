@@ -34,6 +34,11 @@ Make = Callable[..., LLM]
 STORY = TOKENIZER.decode(BOOKS[0])
 
 
+def make_tiny(folder: Path, **settings: Any) -> LLM:
+    """A real model whose documents nobody makes better than they were asked for."""
+    return LLM(str(folder), kv_memory="4MiB", repair_when_idle=False, threads=1, **settings)
+
+
 def used(llm: LLM) -> int:
     """Bytes in use, prefixes not counted."""
 
@@ -441,7 +446,7 @@ def test_a_tiny_model_answers_after_a_repair_of_all_as_after_a_fresh_prefill(
     settings: Any = {"kv_dtype": "int8"} if store == "codes" else {"dtype": "float32"}
     text = "The quick brown fox jumps over the lazy dog. " * 6
     new = text[:60] + "def add(left, right)" + text[80:]
-    with LLM(str(tiny_folder), kv_memory="4MiB", **settings) as llm:
+    with make_tiny(tiny_folder, **settings) as llm:
         doc, fresh = llm.document(text), llm.document(new)
         wanted = fresh.score("and so on")
         receipt = doc.edit(60, 80, "def add(left, right)", fidelity="repaired", share=1)
@@ -483,7 +488,7 @@ def edited(llm: LLM, tokens: list[int], **how: Any) -> Document:
 def test_a_baseline_shows_moved_keys_as_they_were_and_is_trusted_nowhere(
     tiny_folder: Any,
 ) -> None:
-    with LLM(str(tiny_folder), kv_memory="4MiB", dtype="float32", threads=1) as llm:
+    with make_tiny(tiny_folder, dtype="float32") as llm:
         tokens = llm.tokenizer.encode(STORY[:200])
         shifted = edited(llm, tokens, fidelity="shifted")
         unrotated = edited(llm, tokens, fidelity="shifted", baseline="unrotated")
@@ -503,7 +508,7 @@ def test_a_baseline_shows_moved_keys_as_they_were_and_is_trusted_nowhere(
 
 
 def test_the_baseline_of_an_edit_that_moves_nothing_is_the_shifted_one(tiny_folder: Any) -> None:
-    with LLM(str(tiny_folder), kv_memory="4MiB", enable_prefix_caching=False, threads=1) as llm:
+    with make_tiny(tiny_folder, enable_prefix_caching=False) as llm:
         scores = []
         for baseline in (None, "unrotated"):
             doc = llm.document(STORY[:100])
@@ -515,7 +520,7 @@ def test_the_baseline_of_an_edit_that_moves_nothing_is_the_shifted_one(tiny_fold
 def test_rows_that_mention_what_an_edit_renames_are_repaired(tiny_folder: Any) -> None:
     text = "".join(f"line {n} of a text;\n" for n in range(8))
     text = "# A module about fruit.\ndef apples():\n" + text + "apples()\n" + text
-    with LLM(str(tiny_folder), kv_memory="4MiB", enable_prefix_caching=False, threads=1) as llm:
+    with make_tiny(tiny_folder, enable_prefix_caching=False) as llm:
         doc = llm.document(text)
         place = text.index("apples")
         receipt = doc.edit(

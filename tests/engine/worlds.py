@@ -29,6 +29,7 @@ from kvloom.kv.pool import block_bytes
 from kvloom.outputs import StreamChunk, Usage
 from kvloom.params import SamplingParams
 from kvloom.reuse.retokenize import Retokenizer
+from kvloom.types import Rows
 from tests.fake_model import EOS, VOCAB_SIZE, FakeRunner, LetterTokenizer, Oracle
 
 TOKENIZER = LetterTokenizer()
@@ -43,6 +44,7 @@ def fake_engine(
 ) -> Engine:
     """An engine with so many blocks of 64 tokens, full of NaN."""
     runner = runner or FakeRunner()
+    settings.setdefault("repair_when_idle", False)  # where approximate KV is looked at, it stays
     size = block_bytes(runner.spec.layers, torch.float32)
     config = EngineConfig(kv_memory_bytes=blocks * size, **settings)
     engine = Engine(runner, TextDecoder.probe(TOKENIZER), config, fingerprint)
@@ -336,6 +338,34 @@ class World:
         while not asked.done:
             self.step()
         return None if asked.computed is None else asked.computed.doc
+
+    def idle(self, max_steps: int) -> int:
+        """Do what is done while nobody waits, whatever the clock says; return how many steps."""
+        for done in range(max_steps):
+            self.engine.release_abandoned()
+            if self.engine.idle.begins_in_s is None:
+                return done
+            free = self.engine.pool.free_blocks
+            known = 0 if self.engine.memory.tree is None else self.engine.memory.tree.num_leaves
+            self.engine.idle.step()
+            assert free > 0
+            if self.engine.memory.tree is not None:
+                assert self.engine.memory.tree.num_leaves >= known, "forgot something for it"
+            self.check_step()
+        return max_steps
+
+    def check_exact_part(self, kv: KVDoc) -> None:
+        """Check that what a document calls exact is what a fresh prefill would hold."""
+        tokens, exact = kv.tokens, kv.exact_length()
+        if self.engine.pool.free_blocks < 2:
+            return
+        fork = kv.fork()
+        fork.truncate(exact)
+        row = Rows(fork, np.array([5]), np.array([exact]), "last")
+        (logits,) = self.runner.forward([row]).logits
+        fork.close()
+        assert logits is not None
+        assert torch.equal(logits[-1], self.oracle.logits([*tokens[:exact], 5]))
 
     def close(self) -> None:
         """End everything; every page must come back."""

@@ -62,9 +62,21 @@ class Document:
         tokens: list[int] | None = None,
         kv: KVDoc | None = None,
         receipt: EditReceipt | None = None,
+        *,
+        stays_as_it_is: bool = False,
     ) -> None:
+        """Take a document's KV, or begin with no tokens.
+
+        Args:
+            llm: whose document it is.
+            tokens: of the whole text.
+            kv: their KV, held by the engine.
+            receipt: of how it came about.
+            stays_as_it_is: its KV is what it is on purpose, and not made exact when there is time.
+        """
         self._llm = llm
         self.receipt = receipt
+        self._stays_as_it_is = stays_as_it_is
         self._tokens = list(tokens or ())
         self._own(document_of(llm.loop, Engine.new_document) if kv is None else kv)
 
@@ -234,6 +246,8 @@ class Document:
     ) -> EditReceipt:
         """Show tokens from `start` on with the KV that equal tokens have in another document.
 
+        The document is then left as it is while nothing else runs, until an exact edit or `repair`.
+
         Args:
             start: first token of this document.
             source: the other document; of the same model.
@@ -263,6 +277,7 @@ class Document:
             asked = self._call(plan)
             require_movable(asked, self._llm.spec)
             built, rows = carry_out(self._llm.loop, kv, asked)
+        self._stays_as_it_is = True
         self._become(self._tokens, built)
         return self._receipt("shifted", TokenEdit((), False, True), rows, begun)
 
@@ -274,7 +289,8 @@ class Document:
             engine.hold(kv)
             return kv
 
-        return Document(self._llm, self._tokens, document_of(self._llm.loop, fork))
+        kv = document_of(self._llm.loop, fork)
+        return Document(self._llm, self._tokens, kv, stays_as_it_is=self._stays_as_it_is)
 
     def generate(
         self,
@@ -384,6 +400,7 @@ class Document:
                 marked = mentions(old, found, self._llm.tokenizer.token_bytes)
             done = repair(loop, built, wanted.share, wanted.rule, marked)
             built, repaired = done.doc, done.receipt
+        self._stays_as_it_is |= wanted.baseline is not None
         self._become(found.applied(old), built)
         return self._receipt(wanted.fidelity, found, rows, begun, repaired)
 
@@ -392,6 +409,7 @@ class Document:
         rows = 0
         if tokens:
             computed = compute(self._llm.loop, tokens, self._kv, exact_only=True)
+            self._stays_as_it_is = False
             self._become(tokens, computed.doc)
             rows = computed.usage.computed_tokens
         else:
@@ -440,6 +458,8 @@ class Document:
         self._kv = kv
         # A garbage collector may run on the engine's own thread: it only leaves a note there.
         self._finalizer = weakref.finalize(self, self._llm.loop.abandon, kv)
+        if not self._stays_as_it_is:
+            self._llm.loop.call(lambda engine: engine.repair_when_idle(kv))
 
     def _compute(
         self, tokens: list[int], *, score_from: int | None = None, keep_logits: bool = False

@@ -25,6 +25,7 @@ from kvloom.engine.chunks import Chunks
 from kvloom.engine.idle import IdleWork
 from kvloom.engine.limits import Limits
 from kvloom.engine.memory import EngineMemory
+from kvloom.engine.repairer import Repairer
 from kvloom.engine.repairs import Repairs
 from kvloom.engine.request import Computed, Event, Failed, Request, Sequence
 from kvloom.errors import CapacityError, KvloomError
@@ -89,7 +90,8 @@ class Engine:
         self._requests: dict[str, Request] = {}
         self._repairs = Repairs(self.memory, runner)
         self.chunks = Chunks(self.memory)
-        self.idle = IdleWork(self.memory)
+        self._repairer = Repairer(self.memory, runner, config.step_tokens)
+        self.idle = IdleWork(self.memory, self._repairer if config.repair_when_idle else None)
         self._let_go: deque[KVDoc] = deque()
         self._numbers = count()
         self._counts: Counter[str] = Counter()
@@ -197,6 +199,12 @@ class Engine:
         events = self._advance(shares, output)
         return events + self._repairs.step() if self._repairs else events
 
+    def step_idle(self) -> None:
+        """Do a little of what can wait, while nobody does."""
+        self.release_abandoned()
+        if self.idle.has_work:
+            self.idle.step()
+
     @property
     def is_busy(self) -> bool:
         """Whether a step or an idle step would do anything."""
@@ -216,8 +224,18 @@ class Engine:
         """Keep a document that a user holds; its KV is forgotten when room is needed."""
         self.memory.hold(doc)
 
+    def repair_when_idle(self, doc: KVDoc, tenant: str = "") -> None:
+        """Make a held document exact while nobody waits, where the settings allow it.
+
+        Args:
+            doc: keeps its tokens; what is not exact of its KV is replaced, piece by piece.
+            tenant: whose it is, as `hash_tenant` gives it.
+        """
+        self.idle.repair(doc, tenant or ANYBODY)
+
     def release(self, doc: KVDoc) -> None:
         """Let go of a document that a user held."""
+        self.idle.release(doc)
         self.memory.forget(doc)
 
     def abandon(self, doc: KVDoc) -> None:
@@ -251,6 +269,8 @@ class Engine:
             steps=counts["steps"],
             prefix_hits=self.memory.hits,
             prefix_queries=self.memory.queries,
+            idle_repaired_rows=self._repairer.num_rows,
+            idle_repair_failures=self._repairer.num_failures,
         )
 
     def _advance(self, shares: list[Share], output: StepOutput) -> list[Event]:
@@ -350,6 +370,7 @@ class Engine:
         """End a sequence: publish its KV, free its pages; the last one gives the receipt."""
         request = sequence.request
         sequence.ended = True
+        self.idle.note_work()
         running = sequence.state is JobState.RUNNING
         self._scheduler.remove(sequence)
         if running:

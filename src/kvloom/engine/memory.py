@@ -168,9 +168,13 @@ class EngineMemory:
         self.protect(fork)
         return fork
 
+    def known_spans(self, tokens: list[int]) -> list[Span]:
+        """Return the exact KV that others may reuse of these tokens' beginning."""
+        return [] if self.tree is None else self.tree.match(tokens)
+
     def known_prefix(self, tokens: list[int]) -> int:
         """Return how many leading tokens have exact KV that others may reuse."""
-        return 0 if self.tree is None else sum(span.length for span in self.tree.match(tokens))
+        return sum(span.length for span in self.known_spans(tokens))
 
     def publish(self, doc: KVDoc) -> None:
         """Let others reuse what a document holds."""
