@@ -240,6 +240,7 @@ def test_a_document_becomes_exact_by_itself(
     assert llm.stats().idle_repaired_rows == 169
     receipt = doc.repair()
     assert receipt.recomputed == 1  # the last token is always run again
-    assert list(doc.generate("a", greedy(3)).outputs[0].token_ids) == (
-        expected_completion(Oracle(), [*doc.tokens, 1], greedy(3), 0, 4000)[0]
+    assert (
+        list(doc.generate("a", greedy(3)).outputs[0].token_ids)
+        == (expected_completion(Oracle(), [*doc.tokens, 1], greedy(3), 0, 4000)[0])
     )

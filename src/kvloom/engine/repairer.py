@@ -3,9 +3,9 @@
 Knows: which documents are to become exact, how large a piece is, and that it may not make room.
 Does not know: when nobody waits, or why a document is not exact.
 
-What is exact of a document grows from its beginning: a piece is computed behind it, in a document of
-its own, and then shown in place of what stood there. There is no other state. So a document may be
-changed, forgotten or let go of between any two pieces, and whoever shows its old KV keeps that.
+What is exact of a document grows from its beginning: a piece is computed behind it, in a document
+of its own, and then shown in place of what stood there. There is no other state. So a document may
+be changed, forgotten or let go of between any two pieces, and whoever shows its old KV keeps that.
 """
 
 from __future__ import annotations
