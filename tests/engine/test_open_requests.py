@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kvloom.engine.request import Failed
+from kvloom.errors import KvloomError
+from kvloom.outputs import StreamChunk
 from tests.engine.worlds import BOOKS, World, fake_engine, greedy
 from tests.fake_model import FakeRunner
 
