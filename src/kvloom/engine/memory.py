@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from kvloom.engine.request import Sequence
-from kvloom.engine.shelf import Shelf
+from kvloom.engine.shelf import Looking, Shelf
 from kvloom.kv.copying import append_copies
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
@@ -227,8 +227,12 @@ class EngineMemory:
             tokens = sequence.tokens[:limit]
             request.loading = shelf.look(tokens, self.known_prefix(tokens), request.tenant)
         loading = request.loading
+        if isinstance(loading, Looking) and loading.over:
+            loading = request.loading = shelf.load(loading)
         if loading is None:
             return False
+        if isinstance(loading, Looking):
+            return True
         if not loading.over:
             return True
         request.loading = None
