@@ -23,7 +23,6 @@ from kvloom.decode.state import DrawKey, SamplingState
 from kvloom.engine.engine import Engine
 from kvloom.engine.loop import Mailbox, Submission
 from kvloom.engine.request import Computed, Event, Failed
-from kvloom.errors import CapacityError
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.pool import block_bytes
 from kvloom.outputs import StreamChunk, Usage
@@ -274,10 +273,6 @@ class World:
         )
 
     def check_answer(self, asked: Asked) -> None:
-        if asked.failed is not None and self.engine.memory.in_work:
-            # What an edit works on is not forgotten, not even for the last request.
-            assert isinstance(asked.failed.error, CapacityError)
-            return
         assert asked.failed is None, str(asked.failed)
         assert asked.usage is not None
         if asked.params is not None:

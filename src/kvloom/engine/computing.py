@@ -88,6 +88,7 @@ def compute(
             exact_only=exact_only,
             score_from=score_from,
             keep_logits=keep_logits,
+            holds_kv=True,
         ),
     )
     assert isinstance(event, Computed)

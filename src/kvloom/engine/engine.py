@@ -7,6 +7,7 @@ Does not know: threads, HTTP, files or model formats. One caller at a time.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence as Many
 from itertools import count
@@ -24,7 +25,7 @@ from kvloom.engine.memory import EngineMemory
 from kvloom.engine.open_requests import OpenRequests, sequence_of
 from kvloom.engine.repairer import Repairer
 from kvloom.engine.repairs import Repairs
-from kvloom.engine.request import Event, Sequence
+from kvloom.engine.request import Event, Request, Sequence
 from kvloom.errors import CapacityError
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
@@ -33,7 +34,7 @@ from kvloom.outputs import EngineStats
 from kvloom.params import SamplingParams
 from kvloom.reuse.repair import Repair
 from kvloom.reuse.select import Selector
-from kvloom.sched.job import JobState
+from kvloom.sched.job import Job, JobState
 from kvloom.sched.scheduler import Scheduler, Share
 from kvloom.store.key import hash_tenant
 from kvloom.types import Forward, KVLayout
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 ANYBODY = hash_tenant("")
 LOADING_WAIT_S = 0.02
 """Steps with nothing to run wait so long for the store."""
+EDIT_WAIT_S = 0.002
+"""Steps with nothing to run wait so long for whoever edits to ask for more."""
 
 
 class Engine:
@@ -113,6 +116,7 @@ class Engine:
         tenant: str = "",
         score_from: int | None = None,
         keep_logits: bool = False,
+        holds_kv: bool = False,
     ) -> str:
         """Take a request and return its id.
 
@@ -124,6 +128,7 @@ class Engine:
             tenant: whose stored KV may answer, as `hash_tenant` gives it.
             score_from: score the prompt's tokens behind this row.
             keep_logits: give the logits of the scored rows as well.
+            holds_kv: whoever asks may keep other KV from being forgotten until this is done.
 
         Raises:
             RequestError: the prompt is empty, too long or outside of the vocabulary.
@@ -134,7 +139,7 @@ class Engine:
             self.limits,
             prompt_tokens,
             params,
-            Wishes(base, exact_only, tenant or ANYBODY, score_from, keep_logits),
+            Wishes(base, exact_only, tenant or ANYBODY, score_from, keep_logits, holds_kv),
         )
         request.reuse_prefix = self.config.enable_prefix_caching
         self._open.add(request)
@@ -275,11 +280,24 @@ class Engine:
             if runs:
                 self._scheduler.preempt(stuck)
             return []
+        if self._waits_for_an_edit(request):
+            return []
         error = CapacityError(
             f"The KV memory of {self.pool.nbytes} bytes cannot hold the request's next tokens, "
             "although nothing else runs; shorten it or raise kv_memory."
         )
         return self._open.fail(request.request_id, error)
+
+    def _waits_for_an_edit(self, request: Request) -> bool:
+        """Whether a request finds room when an edit lets go of what it works on; let that go on."""
+        if request.holds_kv or not self.memory.in_work:
+            return False
+        waiting = [job for job in self._scheduler.waiting if _request(job).holds_kv]
+        if waiting:
+            self._scheduler.prefer(waiting[0])
+        else:  # whoever edits is about to ask for the next part, or to let go
+            time.sleep(EDIT_WAIT_S)
+        return True
 
 
 def _place_in_memory(share: Share) -> tuple[int, int]:
@@ -288,3 +306,8 @@ def _place_in_memory(share: Share) -> tuple[int, int]:
     assert sequence.doc is not None
     spans = sequence.doc.spans
     return (spans[0].pool_slots[0] if spans else -1, sequence.arrival)
+
+
+def _request(job: Job) -> Request:
+    assert isinstance(job, Sequence)
+    return job.request

@@ -43,6 +43,7 @@ class Request:
         asked_store: whether the store was asked for the prompt's beginning.
         loading: what the store is about to give.
         submitted_s: time of submission.
+        holds_kv: whether whoever asks may keep other KV from being forgotten until this is done.
     """
 
     request_id: str
@@ -56,6 +57,7 @@ class Request:
     reuse_prefix: bool = True
     exact_only: bool = False
     tenant: str = ""
+    holds_kv: bool = False
     asked_store: bool = False
     loading: Looking | Loading | None = None
     sequences: list[Sequence] = field(default_factory=list)

@@ -4,8 +4,8 @@ Knows: in which tier a chunk belongs, and what moves among them in the backgroun
 Does not know: how any tier keeps chunks.
 
 Reading is done by the caller's thread, or by `fetch` on a thread for reading; a remote place is
-looked through on a thread of its own. All that writes below memory is done in order by one thread, so
-that a deleted chunk cannot come back.
+looked through on a thread of its own. All that writes below memory is done in order by one thread,
+so that a deleted chunk cannot come back.
 """
 
 from __future__ import annotations
