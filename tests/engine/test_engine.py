@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvloom.errors import RequestError
+from kvloom.errors import CapacityError, RequestError
 from kvloom.outputs import StreamChunk
 from tests.engine.machine import AnyMix, run_machine
 from tests.engine.worlds import BOOKS, Held, World, fake_engine, greedy
@@ -234,3 +234,36 @@ def test_a_wrong_request_is_refused_before_anything_runs(
     assert refused.value.param == param
     assert not engine.has_work
     assert engine.stats().waiting == 0
+
+
+def test_a_request_waits_for_room_that_an_edit_holds() -> None:
+    world = World(blocks=6, enable_prefix_caching=False)
+    kv = world.compute(LETTERS[:250])
+    assert kv is not None
+    world.engine.memory.protect(kv)
+    asked = world.submit(BOOKS[1][:200], greedy(2))
+    for _ in range(10):
+        world.step()
+    assert not asked.done
+    # The edit asks for more, which has room: it comes first.
+    tokens = BOOKS[2][:70]
+    name = world.engine.submit(tokens, None, holds_kv=True)
+    events: list[Any] = []
+    world.mailboxes[name] = events.append
+    while not events:
+        world.step()
+    assert events[0].doc.tokens == tokens
+    assert not asked.done
+    # What has none is told so, and the edit lets go.
+    name = world.engine.submit(BOOKS[2][:300], None, holds_kv=True)
+    world.mailboxes[name] = events.append
+    while len(events) < 2:
+        world.step()
+    assert isinstance(events[1].error, CapacityError)
+    assert not asked.done
+    world.engine.memory.unprotect(kv)
+    world.run()
+    assert asked.failed is None
+    for doc in (kv, events[0].doc):
+        world.engine.release(doc)
+    world.close()
