@@ -174,6 +174,14 @@ class SteppedLoop:
                 self._world.step()
         return future
 
+    def submit_and_wait(self, tasks: Sequence[Submission], mailbox: Mailbox) -> list[str]:
+        """Submit a request that generates; it goes on to its end."""
+        future = self.submit(tasks, mailbox)
+        return [future.result()]
+
+    def cancel(self, request_id: str) -> None:
+        assert self._world.engine.cancel(request_id) == [], "it has ended"
+
     def cancel_submitted(self, submitted: Future[list[str]]) -> None:
         assert submitted.exception() is not None
 
@@ -227,7 +235,9 @@ class World:
     def step(self) -> None:
         for event in self.engine.step():
             if event.request_id in self.mailboxes:
-                self.mailboxes.pop(event.request_id)(event)
+                last = not isinstance(event, StreamChunk) or event.usage is not None
+                find = self.mailboxes.pop if last else self.mailboxes.get
+                find(event.request_id)(event)  # type: ignore[misc]
                 continue
             asked = self.asked[event.request_id]
             asked.take(event)
