@@ -62,7 +62,7 @@ changes = st.lists(
 
 @pytest.mark.parametrize("caching", [True, False])
 @given(changes=changes, step_tokens=st.sampled_from([5, 64, 512]))
-@settings(max_examples=25)
+@settings(max_examples=8)
 def test_after_any_changes_enough_idle_steps_make_a_fresh_prefill(
     caching: bool, changes: list[Any], step_tokens: int
 ) -> None:

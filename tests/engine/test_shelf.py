@@ -253,6 +253,7 @@ class Slow(FileBucket):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder))
+        self.folder = str(folder)
         self.asked = 0
         self.may_answer = threading.Event()
 
@@ -264,8 +265,8 @@ class Slow(FileBucket):
 
 def far_store(bucket: Slow, near: list[int] | None = None) -> TieredStore:
     """A store with a prompt in a far place, and another one near; the far place does not answer."""
-    folder = bucket._root
-    for prompt, tiers in ((PROMPT, (None, RemoteStore(FileBucket(folder)))), (near, (None, None))):
+    far = RemoteStore(FileBucket(bucket.folder))
+    for prompt, tiers in ((PROMPT, (None, far)), (near, (None, None))):
         store = TieredStore(RamStore(2**24), *tiers)
         engine = shelved_engine(store)
         if prompt is not None:
