@@ -247,7 +247,7 @@ def test_a_request_waits_for_room_that_an_edit_holds() -> None:
     assert not asked.done
     # The edit asks for more, which has room: it comes first.
     tokens = BOOKS[2][:70]
-    name = world.engine.submit(tokens, None, holds_kv=True)
+    name = world.engine.submit(tokens, None)
     events: list[Any] = []
     world.mailboxes[name] = events.append
     while not events:
@@ -255,7 +255,7 @@ def test_a_request_waits_for_room_that_an_edit_holds() -> None:
     assert events[0].doc.tokens == tokens
     assert not asked.done
     # What has none is told so, and the edit lets go.
-    name = world.engine.submit(BOOKS[2][:300], None, holds_kv=True)
+    name = world.engine.submit(BOOKS[2][:300], None)
     world.mailboxes[name] = events.append
     while len(events) < 2:
         world.step()

@@ -29,7 +29,7 @@ class Wishes:
         tenant: whose stored KV may answer, as `hash_tenant` gives it.
         score_from: score the prompt's tokens behind this row; None scores none.
         keep_logits: give the logits of the scored rows as well.
-        holds_kv: whoever asks may keep other KV from being forgotten until this is done.
+        storable: whether the prompt may be stored as others are.
     """
 
     base: KVDoc | None
@@ -37,7 +37,7 @@ class Wishes:
     tenant: str
     score_from: int | None
     keep_logits: bool
-    holds_kv: bool = False
+    storable: bool = True
 
 
 def make_request(
@@ -77,5 +77,5 @@ def make_request(
         submitted_s=time.monotonic(),
         exact_only=wishes.exact_only,
         tenant=wishes.tenant,
-        holds_kv=wishes.holds_kv,
+        storable=wishes.storable,
     )

@@ -9,13 +9,16 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Many
+from functools import partial
 from itertools import count
 
 import numpy as np
 import torch
 
 from kvloom.config import EngineConfig
+from kvloom.cost import CostModel
 from kvloom.decode.detokenize import TextDecoder
 from kvloom.engine.asking import Wishes, make_request
 from kvloom.engine.chunks import Chunks
@@ -26,6 +29,7 @@ from kvloom.engine.open_requests import OpenRequests, sequence_of
 from kvloom.engine.repairer import Repairer
 from kvloom.engine.repairs import Repairs
 from kvloom.engine.request import Event, Request, Sequence
+from kvloom.engine.watcher import Watcher
 from kvloom.errors import CapacityError
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
@@ -37,7 +41,7 @@ from kvloom.reuse.select import Selector
 from kvloom.sched.job import Job, JobState
 from kvloom.sched.scheduler import Scheduler, Share
 from kvloom.store.key import hash_tenant
-from kvloom.types import Forward, KVLayout
+from kvloom.types import Forward, KVLayout, SlotRange
 
 logger = logging.getLogger(__name__)
 ANYBODY = hash_tenant("")
@@ -49,6 +53,13 @@ EDIT_WAIT_S = 0.002
 
 class Engine:
     """Runs requests over one model and one pool of KV memory.
+
+    Attributes:
+        memory: the pool, and who holds what of it.
+        chunks: KV of parts of prompts.
+        watcher: runs rows and takes note of what they attend to.
+        costs: gives what passes and loads take; may measure it at the first call.
+        idle: what is done while nobody waits.
 
     Args:
         runner: runs rows.
@@ -90,6 +101,8 @@ class Engine:
         self.chunks = Chunks(self.memory)
         self._repairer = Repairer(self.memory, runner, config.step_tokens)
         self.idle = IdleWork(self.memory, self._repairer if config.repair_when_idle else None)
+        self.watcher = Watcher(self.memory, runner)
+        self.costs: Callable[[], CostModel] = partial(CostModel.unmeasured, len(runner.spec.layers))
         self._let_go: deque[KVDoc] = deque()
         self._numbers = count()
         self._num_steps = 0
@@ -116,7 +129,7 @@ class Engine:
         tenant: str = "",
         score_from: int | None = None,
         keep_logits: bool = False,
-        holds_kv: bool = False,
+        storable: bool = True,
     ) -> str:
         """Take a request and return its id.
 
@@ -128,7 +141,7 @@ class Engine:
             tenant: whose stored KV may answer, as `hash_tenant` gives it.
             score_from: score the prompt's tokens behind this row.
             keep_logits: give the logits of the scored rows as well.
-            holds_kv: whoever asks may keep other KV from being forgotten until this is done.
+            storable: store the prompt's KV when there is time.
 
         Raises:
             RequestError: the prompt is empty, too long or outside of the vocabulary.
@@ -139,7 +152,7 @@ class Engine:
             self.limits,
             prompt_tokens,
             params,
-            Wishes(base, exact_only, tenant or ANYBODY, score_from, keep_logits, holds_kv),
+            Wishes(base, exact_only, tenant or ANYBODY, score_from, keep_logits, storable),
         )
         request.reuse_prefix = self.config.enable_prefix_caching
         self._open.add(request)
@@ -148,7 +161,12 @@ class Engine:
         return request.request_id
 
     def repair(
-        self, doc: KVDoc, share: float, rule: Selector, marked: np.ndarray | None = None
+        self,
+        doc: KVDoc,
+        share: float,
+        rule: Selector,
+        marked: np.ndarray | None = None,
+        within: SlotRange | None = None,
     ) -> str:
         """Compute a share of a document's stale rows again, on a fork of it; return an id.
 
@@ -159,9 +177,10 @@ class Engine:
             share: of the stale rows, 0 to 1.
             rule: chooses them.
             marked: bool per token of the document, for rules that ask for marks.
+            within: repair between these places only; the share is of stale rows there.
         """
         request_id = f"repair-{next(self._numbers)}"
-        repair = Repair(doc.fork(), share, rule, self.config.step_tokens, marked)
+        repair = Repair(doc.fork(), share, rule, self.config.step_tokens, marked, within)
         self._repairs.begin(request_id, repair)
         return request_id
 
@@ -289,10 +308,13 @@ class Engine:
         return self._open.fail(request.request_id, error)
 
     def _waits_for_an_edit(self, request: Request) -> bool:
-        """Whether a request finds room when an edit lets go of what it works on; let that go on."""
-        if request.holds_kv or not self.memory.in_work:
+        """Whether a request finds room when an edit lets go of what it works on; let that go on.
+
+        Whatever asks for KV alone may be an edit's, and is not made to wait for one.
+        """
+        if request.params is None or not self.memory.in_work:
             return False
-        waiting = [job for job in self._scheduler.waiting if _request(job).holds_kv]
+        waiting = [job for job in self._scheduler.waiting if _request(job).params is None]
         if waiting:
             self._scheduler.prefer(waiting[0])
         else:  # whoever edits is about to ask for the next part, or to let go

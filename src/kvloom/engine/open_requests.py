@@ -194,7 +194,8 @@ class OpenRequests:
         if running:
             doc = self.memory.detach(sequence)
             self.memory.publish(doc)
-            self.idle.put_by(doc.tokens, request.tenant)
+            if request.storable:
+                self.idle.put_by(doc.tokens, request.tenant)
             request.add_provenance(doc.provenance())
             if request.params is None and emission is None:
                 # Held at once, so that it can be forgotten before its receiver takes it.

@@ -40,10 +40,10 @@ class Request:
         reuse_prefix: whether other documents' KV may answer for the prompt.
         exact_only: take of the base what equals a fresh prefill, and no more.
         tenant: digest of whoever asks; stored KV is found by nobody else.
+        storable: whether its KV may be stored as that of others is.
         asked_store: whether the store was asked for the prompt's beginning.
         loading: what the store is about to give.
         submitted_s: time of submission.
-        holds_kv: whether whoever asks may keep other KV from being forgotten until this is done.
     """
 
     request_id: str
@@ -57,7 +57,7 @@ class Request:
     reuse_prefix: bool = True
     exact_only: bool = False
     tenant: str = ""
-    holds_kv: bool = False
+    storable: bool = True
     asked_store: bool = False
     loading: Looking | Loading | None = None
     sequences: list[Sequence] = field(default_factory=list)
