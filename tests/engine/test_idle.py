@@ -69,13 +69,13 @@ def test_documents_wait_for_a_quiet_moment(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(idle_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     engine = fake_engine(repair_when_idle=True)
     doc = engine.new_document()
-    doc.append(BOOKS[0][:100])
+    doc.append(BOOKS[0][:60])
     doc.close_tail()
     idle = engine.idle
     engine.repair_when_idle(doc)
     assert idle.begins_in_s is None, "there is nothing to repair"
     moved = engine.new_document()
-    moved.extend([doc.spans[0].sub(1, 100).at(0)])
+    moved.extend([doc.spans[0].sub(1, 60).at(0)])
     engine.repair_when_idle(moved)
     assert (idle.begins_in_s, engine.is_busy) == (idle_module.QUIET_S, False)
     clock.now += idle_module.QUIET_S / 2
@@ -87,7 +87,7 @@ def test_documents_wait_for_a_quiet_moment(monkeypatch: pytest.MonkeyPatch) -> N
     assert engine.is_busy
     engine.step_idle()
     assert idle.begins_in_s is None
-    assert moved.exact_length() == 99
+    assert moved.exact_length() == 59
     engine.repair_when_idle(moved)
     engine.abandon(moved)
     clock.now += 1
