@@ -18,8 +18,9 @@ from kvloom.engine.batch import Batch, chunk_or_raise
 from kvloom.engine.document import make_document
 from kvloom.engine.engine import Engine
 from kvloom.engine.fidelity import REPAIRED_SHARE
+from kvloom.engine.joining import TokenPart
 from kvloom.engine.loop import EngineLoop, Mailbox, Submission
-from kvloom.engine.parts import Chunk, join_parts
+from kvloom.engine.parts import Chunk, join_parts, join_tokens
 from kvloom.engine.prompts import Messages, Prompt, as_chats, as_params, as_prompts, tokenize
 from kvloom.engine.request import Event
 from kvloom.errors import CapacityError
@@ -123,6 +124,28 @@ class AsyncLLM:
         """
         joined = await asyncio.to_thread(
             join_parts, self, parts, fidelity=fidelity, share=share, planner=planner
+        )
+        return AsyncDocument(self, joined)
+
+    async def join_tokens(
+        self,
+        parts: Sequence[TokenPart],
+        *,
+        fidelity: Fidelity = "exact",
+        share: float = REPAIRED_SHARE,
+        planner: str = "blend",
+    ) -> AsyncDocument:
+        """Return a document of parts in tokens, which may bring KV along.
+
+        See `kvloom.engine.parts.join_tokens`.
+
+        Raises:
+            RequestError: the parts hold no tokens, or a setting is out of range.
+            UnsupportedModelError: as `join` has it.
+            CapacityError: the KV memory cannot hold the parts.
+        """
+        joined = await asyncio.to_thread(
+            join_tokens, self, parts, fidelity=fidelity, share=share, planner=planner
         )
         return AsyncDocument(self, joined)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kvloom.config import EngineConfig
+from kvloom.engine.joining import TokenPart
 from kvloom.outputs import EditReceipt, EngineStats, Fidelity, Provenance, StreamChunk
 from kvloom.params import SamplingParams
 from kvloom.reuse.edit_series import TextEdit
@@ -36,6 +37,14 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def render_chat(self, messages: list[dict[str, Any]]) -> str:
+        """Return the text of a conversation, generation prompt added.
+
+        Raises:
+            RequestError: the model's chat template does not take the messages.
+        """
+        ...
+
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes a token stands for; empty for special tokens."""
         ...
@@ -52,6 +61,11 @@ class BackendDocument(Protocol):
     @property
     def text(self) -> str:
         """The whole text."""
+        ...
+
+    @property
+    def receipt(self) -> EditReceipt | None:
+        """What was done to the KV last; None for a text that was computed."""
         ...
 
     @property
@@ -145,6 +159,24 @@ class Backend(Protocol):
 
     async def document(self, text: str | Sequence[int]) -> BackendDocument:
         """Return a document of this text whose KV is computed and kept."""
+        ...
+
+    async def join_tokens(
+        self,
+        parts: Sequence[TokenPart],
+        *,
+        fidelity: Fidelity,
+        share: float,
+        planner: str,
+    ) -> BackendDocument:
+        """Return a document of parts, some of which bring KV or may be computed alone.
+
+        Args:
+            parts: of the document.
+            fidelity: `repaired` or `shifted`.
+            share: of the rows of a part that is computed again where `repaired`.
+            planner: says what is done with each part.
+        """
         ...
 
     async def stats(self) -> EngineStats:

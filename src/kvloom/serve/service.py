@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TypeVar, cast
 
 from starlette.requests import Request
 
@@ -25,8 +25,10 @@ from kvloom.serve.config import ServerConfig
 from kvloom.serve.documents import Documents, Snapshot
 from kvloom.serve.errors import EngineFailedError, GenerationAbortedError, UnknownModelError
 from kvloom.serve.guard import Guard
+from kvloom.serve.joins import Joined, JoinOptions, check_parts, token_part
 from kvloom.serve.metrics import Metrics
-from kvloom.serve.parts import Ask
+from kvloom.serve.parts import Ask, PromptPart
+from kvloom.serve.usage import with_joining
 
 PROMPTS_AT_ONCE = 64
 
@@ -95,39 +97,71 @@ class Service:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._tokenizing, work, self.llm.tokenizer)
 
-    async def chat_tokens(self, messages: list[dict[str, Any]]) -> list[int]:
-        """Return the token ids of a conversation.
-
-        Raises:
-            RequestError: the model's template refuses the messages.
-        """
-        return await self.with_tokenizer(lambda tokenizer: tokenizer.chat_tokens(messages))
-
-    def snapshots(self, owner: str, document_ids: Iterable[str]) -> tuple[Snapshot, ...]:
-        """Return documents as they are now, each once.
+    def snapshots(self, owner: str, document_ids: Iterable[str]) -> dict[str, Snapshot]:
+        """Return documents as they are now, each once, by id.
 
         Raises:
             UnknownDocumentError: the owner has no such document.
         """
         ids = dict.fromkeys(document_ids)
-        return tuple(self.documents.get(owner, each).snapshot() for each in ids)
+        return {each: self.documents.get(owner, each).snapshot() for each in ids}
 
-    async def generate(self, prompts: Sequence[Ask], params: SamplingParams) -> PromptChunks:
+    async def join(
+        self, parts: Sequence[PromptPart], how: JoinOptions, *, num_behind: int
+    ) -> Joined:
+        """Return the beginning of prompts, whose KV is there.
+
+        Args:
+            parts: up to the last one that has KV.
+            how: they are joined.
+            num_behind: tokens of the longest prompt behind them.
+
+        Raises:
+            RequestError: there are too many parts or tokens.
+            UnsupportedModelError: the model's positions cannot be moved.
+            CapacityError: the KV memory cannot hold them.
+        """
+        check_parts(parts, num_behind, self.max_model_len)
+        asked = [token_part(part) for part in parts]
+        with _failures_reported():
+            document = await self.llm.join_tokens(
+                asked, fidelity=how.fidelity, share=how.share, planner=how.planner
+            )
+        joined = Joined(tuple(parts), document)
+        self.metrics.joined(joined.receipt, len(document.tokens))
+        return joined
+
+    async def generate(
+        self, prompts: Sequence[Ask], params: SamplingParams, joined: Joined | None = None
+    ) -> PromptChunks:
         """Yield (which prompt, chunk); closing the generator cancels every prompt.
+
+        Args:
+            prompts: at least one.
+            params: of all of them.
+            joined: what they begin with; the receipt of one of them has what it took.
 
         Raises:
             KvloomError: the engine refuses a prompt or gives it up.
         """
         source = self._one(0, prompts[0], params) if len(prompts) == 1 else None
-        async with aclosing(source or self._many(prompts, params)) as chunks:
-            async for prompt, chunk in chunks:
-                if chunk.usage is not None:
-                    self.metrics.finished(chunk.usage)
-                yield prompt, chunk
+        receipt = None if joined is None else joined.receipt
+        try:
+            async with aclosing(source or self._many(prompts, params)) as chunks:
+                async for prompt, chunk in chunks:
+                    usage = chunk.usage
+                    if usage is not None and receipt is not None:
+                        usage, receipt = with_joining(usage, receipt), None
+                    if usage is not None:
+                        self.metrics.finished(usage)
+                    yield prompt, replace(chunk, usage=usage)
+        finally:
+            if joined is not None:
+                await joined.document.close()
 
     async def _one(self, index: int, prompt: Ask, params: SamplingParams) -> PromptChunks:
         ended = False
-        try:
+        with _failures_reported():
             chunks = self.llm.stream_tokens(
                 prompt.tokens, params, prompt.base, exact_only=prompt.exact_only
             )
@@ -140,13 +174,6 @@ class Service:
                             break
                         ended = chunk.usage is not None
                         yield index, chunk
-        except KvloomError:
-            raise
-        except Exception as error:
-            logger.exception("engine failed on a request")
-            raise EngineFailedError(
-                "The engine failed on this request; the server's log holds the reason."
-            ) from error
         if not ended:
             raise GenerationAbortedError("The engine gave the request up; ask again.")
 
@@ -180,6 +207,20 @@ class Service:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+
+
+@contextmanager
+def _failures_reported() -> Iterator[None]:
+    """Log what nobody foresaw, and say no more of it than that it happened."""
+    try:
+        yield
+    except KvloomError:
+        raise
+    except Exception as error:
+        logger.exception("engine failed on a request")
+        raise EngineFailedError(
+            "The engine failed on this request; the server's log holds the reason."
+        ) from error
 
 
 def service_of(request: Request) -> Service:
