@@ -29,9 +29,14 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="package")
 def llm(tiny_folder: str) -> Iterator[LLM]:
-    """That model in fp32, without prefix caching."""
+    """That model in fp32, without prefix caching and idle repairs."""
     with LLM(
-        tiny_folder, dtype="float32", enable_prefix_caching=False, kv_memory="16MiB", threads=1
+        tiny_folder,
+        dtype="float32",
+        enable_prefix_caching=False,
+        repair_when_idle=False,
+        kv_memory="16MiB",
+        threads=1,
     ) as llm:
         # So many layers that a comparison is cheap: a planner repairs what it is asked to.
         llm.loop.call(lambda engine: setattr(engine, "costs", everything_pays)).result()

@@ -7,7 +7,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvloom.cli.bench_cases import EngineOptions, FileOptions, read_shares
+from kvloom.cli.bench_cases import EngineChoice, FileOptions, read_shares
 
 
 @given(st.lists(st.floats(0, 1), min_size=1))
@@ -22,8 +22,8 @@ def test_what_is_no_number_is_refused(text: str) -> None:
 
 
 def test_the_engine_gets_what_was_chosen() -> None:
-    assert EngineOptions().settings() == {"dtype": "auto", "kv_memory": 2 * 2**30}
-    chosen = EngineOptions(dtype="float32", quantization="none", kv_memory=5, threads=1)
+    assert EngineChoice().settings() == {"dtype": "auto", "kv_memory": 2 * 2**30}
+    chosen = EngineChoice(dtype="float32", quantization="none", kv_memory=5, threads=1)
     assert chosen.settings() == {
         "dtype": "float32",
         "kv_memory": 5,

@@ -76,10 +76,13 @@ def begin(report: type[R], llm: LLM, source: str, options: object, kinds: Iterab
     """Return a report without results.
 
     Raises:
-        RequestError: prefixes are cached, so that exact KV would answer for approximate one.
+        RequestError: exact KV would answer for approximate one, or be made of it meanwhile.
     """
-    if llm.config.enable_prefix_caching:
-        raise RequestError(f"the bench of {report.noun} needs a model without prefix caching.")
+    if llm.config.enable_prefix_caching or llm.config.repair_when_idle:
+        raise RequestError(
+            f"the bench of {report.noun} needs a model without prefix caching and without idle "
+            "repairs; set enable_prefix_caching and repair_when_idle to False."
+        )
     return report(
         started_at=datetime.now().astimezone().isoformat(timespec="seconds"),
         duration_s=0.0,

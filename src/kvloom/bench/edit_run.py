@@ -30,7 +30,8 @@ def run_edits(
     """Measure edits until there are enough of them.
 
     Args:
-        llm: without prefix caching, else equal texts would answer for approximate ones.
+        llm: without prefix caching, else equal texts would answer for approximate ones, and
+            without repairs, else these would become exact.
         options: what is measured.
         source: the edits.
         running: how.

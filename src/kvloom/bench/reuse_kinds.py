@@ -97,7 +97,7 @@ def measure(
     """Join chunks in another order, in all ways.
 
     Args:
-        llm: without prefix caching, else equal texts would answer for approximate ones.
+        llm: without prefix caching and without repairs.
         case: the prompt as an earlier request had it.
         kinds: the exact one first.
         seed: of the order.

@@ -25,7 +25,8 @@ def run_reuse(
     """Measure prompts until there are enough of them.
 
     Args:
-        llm: without prefix caching, else equal texts would answer for approximate ones.
+        llm: without prefix caching, else equal texts would answer for approximate ones, and
+            without repairs, else these would become exact.
         options: what is measured.
         material: what prompts are made of.
         running: how.

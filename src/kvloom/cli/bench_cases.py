@@ -35,7 +35,7 @@ INTERRUPTED = 130  # what a shell says of a program that an interrupt ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineOptions:
+class EngineChoice:
     """The model, and what it runs with."""
 
     model: ModelOption = "default"
@@ -127,8 +127,10 @@ def run_bench(
         from kvloom.bench.case_run import Running
 
         settings: dict[str, Any] = {**options.settings, "progress": progress}
-        # Exact documents would answer for the equal text of approximate ones.
-        with LLM(options.model, enable_prefix_caching=False, **settings) as llm:
+        # Exact documents would answer for the equal text of approximate ones, and approximate ones
+        # would become exact.
+        settings |= {"enable_prefix_caching": False, "repair_when_idle": False}
+        with LLM(options.model, **settings) as llm:
             report = run(llm, Running(limit=limit, earlier=earlier, keep=keep, progress=progress))
     terminal.results.print(presentation.render(report))
     if files.picture is not None:

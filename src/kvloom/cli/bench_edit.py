@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvloom.cli.bench_cases import EngineOptions, FileOptions, read_shares, run_bench
+from kvloom.cli.bench_cases import EngineChoice, FileOptions, read_shares, run_bench
 
 if TYPE_CHECKING:
     from kvloom import LLM
@@ -87,7 +87,7 @@ class MeasureOptions:
         typer.Option(help="Shares of the stale rows that are computed again, with commas."),
     ] = "0.05,0.15,0.3"
 
-    def options(self, engine: EngineOptions) -> EditOptions:
+    def options(self, engine: EngineChoice) -> EditOptions:
         """Return what is measured.
 
         Raises:
@@ -108,7 +108,7 @@ class MeasureOptions:
 def edit(
     *,
     where: SourceOptions,
-    engine: EngineOptions,
+    engine: EngineChoice,
     what: MeasureOptions,
     limit: Annotated[int, typer.Option(min=1, help="Edits in all.")] = 150,
     files: FileOptions,

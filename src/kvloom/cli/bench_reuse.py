@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvloom.cli.bench_cases import EngineOptions, FileOptions, read_shares, run_bench
+from kvloom.cli.bench_cases import EngineChoice, FileOptions, read_shares, run_bench
 
 if TYPE_CHECKING:
     from kvloom import LLM
@@ -79,7 +79,7 @@ class JoinOptions:
     ] = "0.05,0.15,0.3"
     seed: Annotated[int, typer.Option(help="Of the order that chunks are joined in.")] = 0
 
-    def options(self, engine: EngineOptions) -> ReuseOptions:
+    def options(self, engine: EngineChoice) -> ReuseOptions:
         """Return what is measured.
 
         Raises:
@@ -102,7 +102,7 @@ class JoinOptions:
 def reuse(
     *,
     where: MaterialOptions,
-    engine: EngineOptions,
+    engine: EngineChoice,
     what: JoinOptions,
     limit: Annotated[int, typer.Option(min=1, help="Prompts in all.")] = 20,
     files: FileOptions,
