@@ -26,6 +26,7 @@ from kvloom.engine.fidelity import REPAIRED_SHARE, SINK_TOKENS, Approximation, c
 from kvloom.engine.prompts import Prompt, tokenize
 from kvloom.engine.request import Computed
 from kvloom.engine.streams import stream_tokens
+from kvloom.engine.tenants import tenant_of
 from kvloom.errors import RequestError
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.edit import Transplant, Truncate
@@ -38,6 +39,7 @@ from kvloom.reuse.mentions import mentions
 from kvloom.reuse.repair import RepairReceipt
 from kvloom.reuse.retokenize import TokenEdit
 from kvloom.reuse.text_range import LineColumn
+from kvloom.store.key import ANYBODY
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +56,7 @@ class Document:
 
     Attributes:
         receipt: of the last edit, or of the parts it was joined from; None for neither.
+        tenant: digest of whose KV it is; what is computed for it answers nobody else.
     """
 
     def __init__(
@@ -62,9 +65,11 @@ class Document:
         tokens: list[int] | None = None,
         kv: KVDoc | None = None,
         receipt: EditReceipt | None = None,
+        tenant: str = ANYBODY,
     ) -> None:
         self._llm = llm
         self.receipt = receipt
+        self.tenant = tenant
         self._tokens = list(tokens or ())
         self._own(document_of(llm.loop, Engine.new_document) if kv is None else kv)
 
@@ -243,7 +248,7 @@ class Document:
             values: take the values.
 
         Raises:
-            RequestError: a document has no such range, or its tokens differ.
+            RequestError: a document has no such range, its tokens differ, or so does its salt.
             UnsupportedModelError: the model's positions cannot be moved.
             CapacityError: the KV memory cannot hold the new document; the old one is unchanged.
         """
@@ -251,6 +256,11 @@ class Document:
         if source._llm.loop is not self._llm.loop:
             raise RequestError(
                 "The source belongs to another model; give a document of the same one.",
+                param="source",
+            )
+        if source.tenant != self.tenant:
+            raise RequestError(
+                "The source has another cache_salt; give a document with the same one.",
                 param="source",
             )
         stop = start + source_stop - source_start
@@ -262,7 +272,7 @@ class Document:
 
             asked = self._call(plan)
             require_movable(asked, self._llm.spec)
-            built, rows = carry_out(self._llm.loop, kv, asked)
+            built, rows = carry_out(self._llm.loop, kv, asked, tenant=self.tenant)
         self._become(self._tokens, built)
         return self._receipt("shifted", TokenEdit((), False, True), rows, begun)
 
@@ -274,7 +284,8 @@ class Document:
             engine.hold(kv)
             return kv
 
-        return Document(self._llm, self._tokens, document_of(self._llm.loop, fork))
+        kv = document_of(self._llm.loop, fork)
+        return Document(self._llm, self._tokens, kv, tenant=self.tenant)
 
     def generate(
         self,
@@ -294,8 +305,7 @@ class Document:
         tokens = self.with_question(question)
         wanted = params.logprobs is not None
         collector = Collector(None, tokens, logprobs_wanted=wanted)
-        loop = self._llm.loop
-        for chunk in stream_tokens(loop, tokens, params, self._kv, exact_only=exact_only):
+        for chunk in self._stream(tokens, params, exact_only):
             collector.feed(chunk)
         return collector.output()
 
@@ -307,8 +317,7 @@ class Document:
         exact_only: bool = False,
     ) -> Iterator[StreamChunk]:
         """Yield the completion of the document followed by a question, step by step."""
-        tokens = self.with_question(question)
-        return stream_tokens(self._llm.loop, tokens, params, self._kv, exact_only=exact_only)
+        return self._stream(self.with_question(question), params, exact_only)
 
     @overload
     def score(self, text: str, *, return_logits: Literal[False] = False) -> list[float]: ...
@@ -377,7 +386,7 @@ class Document:
         with self._whole() as kv:
             plan = self._call(lambda _: kv.apply(found.edit))
             require_movable(plan, self._llm.spec)
-            built, rows = carry_out(loop, kv, plan, wanted.baseline)
+            built, rows = carry_out(loop, kv, plan, wanted.baseline, tenant=self.tenant)
         if wanted.fidelity == "repaired":
             marked = None
             if wanted.rule.wants_marks:
@@ -391,7 +400,7 @@ class Document:
         """Become these tokens, with the KV that a fresh prefill would have."""
         rows = 0
         if tokens:
-            computed = compute(self._llm.loop, tokens, self._kv, exact_only=True)
+            computed = self._compute(tokens, exact_only=True)
             self._become(tokens, computed.doc)
             rows = computed.usage.computed_tokens
         else:
@@ -441,23 +450,45 @@ class Document:
         # A garbage collector may run on the engine's own thread: it only leaves a note there.
         self._finalizer = weakref.finalize(self, self._llm.loop.abandon, kv)
 
+    def _stream(
+        self, tokens: list[int], params: SamplingParams | None, exact_only: bool
+    ) -> Iterator[StreamChunk]:
+        loop, tenant = self._llm.loop, self.tenant
+        return stream_tokens(loop, tokens, params, self._kv, tenant=tenant, exact_only=exact_only)
+
     def _compute(
-        self, tokens: list[int], *, score_from: int | None = None, keep_logits: bool = False
+        self,
+        tokens: list[int],
+        *,
+        exact_only: bool = False,
+        score_from: int | None = None,
+        keep_logits: bool = False,
     ) -> Computed:
         return compute(
-            self._llm.loop, tokens, self._kv, score_from=score_from, keep_logits=keep_logits
+            self._llm.loop,
+            tokens,
+            self._kv,
+            tenant=self.tenant,
+            exact_only=exact_only,
+            score_from=score_from,
+            keep_logits=keep_logits,
         )
 
     def _call(self, task: Callable[[Engine], T]) -> T:
         return call(self._llm.loop, task)
 
 
-def make_document(llm: Host, text: Prompt) -> Document:
+def make_document(llm: Host, text: Prompt, cache_salt: str | None = None) -> Document:
     """Return a document of this text whose KV is computed and kept.
+
+    Args:
+        llm: whose document it is.
+        text: its text, or token ids.
+        cache_salt: keeps the KV from all who do not give the same.
 
     Raises:
         RequestError: the text is longer than the model's context or the KV memory.
     """
-    document = Document(llm)
+    document = Document(llm, tenant=tenant_of(cache_salt))
     document.append_tokens(tokenize(llm.tokenizer, text)[1])
     return document

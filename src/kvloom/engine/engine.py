@@ -37,11 +37,10 @@ from kvloom.reuse.repair import Repair
 from kvloom.reuse.select import Selector
 from kvloom.sched.job import JobState
 from kvloom.sched.scheduler import Scheduler, Share
-from kvloom.store.key import hash_tenant
+from kvloom.store.key import ANYBODY
 from kvloom.types import Forward, KVLayout, StepOutput
 
 logger = logging.getLogger(__name__)
-ANYBODY = hash_tenant("")
 LOADING_WAIT_S = 0.02
 """Steps with nothing to run wait so long for the store."""
 
@@ -107,7 +106,7 @@ class Engine:
         *,
         base: KVDoc | None = None,
         exact_only: bool = False,
-        tenant: str = "",
+        tenant: str = ANYBODY,
         score_from: int | None = None,
         keep_logits: bool = False,
     ) -> str:
@@ -118,7 +117,7 @@ class Engine:
             params: how to generate; None computes the KV and ends with `Computed`.
             base: a document whose KV the prompt may start with.
             exact_only: take of it what equals a fresh prefill, and no more.
-            tenant: whose stored KV may answer, as `hash_tenant` gives it.
+            tenant: whose KV may answer, and whose this becomes, as `hash_tenant` gives it.
             score_from: score the prompt's tokens behind this row.
             keep_logits: give the logits of the scored rows as well.
 
@@ -132,7 +131,7 @@ class Engine:
             self.limits,
             prompt_tokens,
             params,
-            Wishes(base, exact_only, tenant or ANYBODY, score_from, keep_logits),
+            Wishes(base, exact_only, tenant, score_from, keep_logits),
         )
         request.reuse_prefix = self.config.enable_prefix_caching
         tokens = request.prompt_tokens
@@ -274,7 +273,7 @@ class Engine:
                 continue
             first = sequence.state_of_text is None
             if sequence.doc is not None and (first or share.num_rows > 1):
-                self.memory.publish(sequence.doc)
+                self.memory.publish(sequence.doc, request.tenant)
             if request.params is None:
                 events += self._end(sequence, None)
             elif logits is not None:
@@ -354,7 +353,7 @@ class Engine:
         self._scheduler.remove(sequence)
         if running:
             doc = self.memory.detach(sequence)
-            self.memory.publish(doc)
+            self.memory.publish(doc, request.tenant)
             self.idle.put_by(doc.tokens, request.tenant)
             request.add_provenance(doc.provenance())
             if request.params is None and emission is None:

@@ -53,7 +53,7 @@ class IdleWork:
         tokens, tenant = self._waiting.popleft()
         if shelf is None or tree is None:
             return
-        doc = KVDoc(self._memory.pool, self._memory.root, tree.match(tokens))
+        doc = KVDoc(self._memory.pool, self._memory.root, tree.match(tokens, tenant))
         try:
             shelf.keep(doc, tenant)
         except Exception:  # the store is a convenience: nothing depends on it

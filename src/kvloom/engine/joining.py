@@ -17,7 +17,7 @@ from functools import partial
 
 from kvloom.engine.chunks import chunk_spans
 from kvloom.engine.computing import call, carry_out, compute, document_of, repair
-from kvloom.engine.engine import ANYBODY, Engine
+from kvloom.engine.engine import Engine
 from kvloom.engine.loop import EngineLoop
 from kvloom.errors import RequestError
 from kvloom.kv.doc import KVDoc
@@ -25,6 +25,7 @@ from kvloom.kv.plan import Compute, EditPlan, Part, Take, merged, require_movabl
 from kvloom.kv.span import Span
 from kvloom.outputs import EditReceipt, Fidelity
 from kvloom.reuse.select import Selector
+from kvloom.store.key import ANYBODY
 from kvloom.types import ModelSpec
 
 
@@ -99,7 +100,7 @@ class Joining:
             repaired = repair(self.loop, built, self.share, self.rule)
             built, found = repaired.doc, repaired.receipt
         try:
-            computed = compute(self.loop, tokens, built)
+            computed = compute(self.loop, tokens, built, tenant=self.tenant)
         finally:
             self.loop.abandon(built)
         rows += computed.usage.computed_tokens
@@ -116,7 +117,7 @@ class Joining:
 
     def _shown(self, body: Sequence[TokenPart], tokens: list[int]) -> tuple[KVDoc, int]:
         """Return a document of parts, and the rows that were run for it and its chunks."""
-        known = call(self.loop, lambda engine: engine.memory.known_prefix(tokens))
+        known = call(self.loop, lambda engine: engine.memory.known_prefix(tokens, self.tenant))
         rows = place = 0
         with ExitStack() as stack:
             parts: list[Part] = []
@@ -133,7 +134,7 @@ class Joining:
             require_movable(plan, self.spec)
             empty = document_of(self.loop, Engine.new_document)
             stack.callback(self.loop.abandon, empty)
-            built, run = carry_out(self.loop, empty, plan)
+            built, run = carry_out(self.loop, empty, plan, tenant=self.tenant)
         return built, rows + run
 
     def _spans(self, doc: KVDoc) -> tuple[Span, ...]:
@@ -145,7 +146,7 @@ class Joining:
         doc = document_of(loop, lambda engine: engine.chunks.find(sink, tokens, tenant))
         rows = 0
         while doc is None:
-            computed = compute(loop, [*sink, *tokens])
+            computed = compute(loop, [*sink, *tokens], tenant=tenant)
             rows += computed.usage.computed_tokens
             doc = document_of(loop, partial(self._add, tokens, computed.doc))
         return doc, rows

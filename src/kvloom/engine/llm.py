@@ -23,6 +23,7 @@ from kvloom.engine.parts import Chunk, join_parts
 from kvloom.engine.prompts import Messages, Prompt, as_chats, as_params, as_prompts, tokenize
 from kvloom.engine.request import Event
 from kvloom.engine.streams import stream_tokens
+from kvloom.engine.tenants import tenant_of
 from kvloom.errors import CapacityError, RequestError
 from kvloom.outputs import EngineStats, Fidelity, RequestOutput, StreamChunk
 from kvloom.params import SamplingParams
@@ -64,6 +65,7 @@ class LLM:
         *,
         parts: Sequence[str | Chunk] | None = None,
         fidelity: Fidelity = "exact",
+        cache_salt: str | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
         """Complete one or many prompts, text or token ids; the results keep their order.
@@ -73,6 +75,7 @@ class LLM:
             params: how, for all or for each.
             parts: one prompt as texts and chunks, in place of prompts; see `join`.
             fidelity: of the chunks.
+            cache_salt: KV is reused only among those who give the same, or none.
             progress: show a bar.
 
         Raises:
@@ -84,19 +87,26 @@ class LLM:
             raise RequestError("Give prompts or parts, and not both.", param="prompt")
         if prompts is None:
             (one,) = as_params(params, 1)
-            document = self.join(parts or (), fidelity=fidelity)
+            document = self.join(parts or (), fidelity=fidelity, cache_salt=cache_salt)
             return [replace(document.generate("", one), receipt=document.receipt)]
-        asked = as_prompts(prompts)
-        return self._run([tokenize(self.tokenizer, p) for p in asked], params, progress=progress)
+        asked = [tokenize(self.tokenizer, prompt) for prompt in as_prompts(prompts)]
+        return self._run(asked, params, cache_salt, progress=progress)
 
     def chat(
         self,
         messages: Messages | Sequence[Messages],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        cache_salt: str | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
         """Answer one or many chats, each a list of messages with role and content.
+
+        Args:
+            messages: one chat, or a list of chats.
+            params: how, for all or for each.
+            cache_salt: KV is reused only among those who give the same, or none.
+            progress: show a bar.
 
         Raises:
             RequestError: a chat is malformed, or the model has no chat template.
@@ -104,29 +114,42 @@ class LLM:
         chats = [self.tokenizer.render_chat(chat) for chat in as_chats(messages)]
         encode = self.tokenizer.encode
         asked = [(text, encode(text, add_special_tokens=False)) for text in chats]
-        return self._run(asked, params, progress=progress)
+        return self._run(asked, params, cache_salt, progress=progress)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, cache_salt: str | None = None
+    ) -> Iterator[StreamChunk]:
         """Yield what every step adds to a prompt's completion; closing the iterator cancels it.
 
         Raises:
             RequestError: the prompt or its parameters are wrong.
         """
-        return stream_tokens(self._loop, tokenize(self.tokenizer, prompt)[1], params)
+        tokens = tokenize(self.tokenizer, prompt)[1]
+        return stream_tokens(self._loop, tokens, params, tenant=tenant_of(cache_salt))
 
     def stream_chat(
-        self, messages: Messages, params: SamplingParams | None = None
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        cache_salt: str | None = None,
     ) -> Iterator[StreamChunk]:
         """Yield what every step adds to the answer to a chat."""
-        return stream_tokens(self._loop, self.tokenizer.chat_tokens(messages), params)
+        tokens = self.tokenizer.chat_tokens(messages)
+        return stream_tokens(self._loop, tokens, params, tenant=tenant_of(cache_salt))
 
-    def document(self, text: Prompt) -> Document:
+    def document(self, text: Prompt, *, cache_salt: str | None = None) -> Document:
         """Return a document of this text whose KV is computed and kept.
+
+        Args:
+            text: its text, or token ids.
+            cache_salt: the KV of the document and of its forks is reused only among those who
+                give the same, or none.
 
         Raises:
             RequestError: the text is longer than the model's context or the KV memory.
         """
-        return make_document(self, text)
+        return make_document(self, text, cache_salt)
 
     def join(
         self,
@@ -135,6 +158,7 @@ class LLM:
         fidelity: Fidelity = "exact",
         share: float = REPAIRED_SHARE,
         selector: str = "blend",
+        cache_salt: str | None = None,
     ) -> Document:
         """Return a document of parts, whose chunks' KV is computed once and used at any place.
 
@@ -145,7 +169,14 @@ class LLM:
             UnsupportedModelError: the model's positions cannot be moved; `exact` still works.
             CapacityError: the KV memory cannot hold the parts.
         """
-        return join_parts(self, parts, fidelity=fidelity, share=share, selector=selector)
+        return join_parts(
+            self,
+            parts,
+            fidelity=fidelity,
+            share=share,
+            selector=selector,
+            cache_salt=cache_salt,
+        )
 
     def stats(self) -> EngineStats:
         """Return counters and gauges since the start."""
@@ -175,12 +206,13 @@ class LLM:
         self,
         asked: Sequence[tuple[str | None, list[int]]],
         params: SamplingParams | Sequence[SamplingParams] | None,
+        cache_salt: str | None,
         *,
         progress: bool,
     ) -> list[RequestOutput]:
         """Run prompts together; more than may wait are submitted as others end."""
         inbox: SimpleQueue[Event] = SimpleQueue()
-        batch = Batch(asked, as_params(params, len(asked)))
+        batch = Batch(asked, as_params(params, len(asked)), tenant_of(cache_salt))
         with _progress_bar(len(asked)) if progress else nullcontext(lambda: None) as advance:
             try:
                 while not batch.done:

@@ -13,6 +13,7 @@ from kvloom.engine.document import Document
 from kvloom.engine.fidelity import REPAIRED_SHARE, check_edit
 from kvloom.engine.host import Host
 from kvloom.engine.joining import Joining, TokenPart
+from kvloom.engine.tenants import tenant_of
 from kvloom.errors import RequestError
 from kvloom.model.tokenizer import TextTokenizer
 from kvloom.outputs import Fidelity
@@ -32,6 +33,7 @@ def join_parts(
     fidelity: Fidelity = "exact",
     share: float = REPAIRED_SHARE,
     selector: str = "blend",
+    cache_salt: str | None = None,
 ) -> Document:
     """Return a document of parts, whose chunks' KV is computed once and used at any place.
 
@@ -42,6 +44,7 @@ def join_parts(
             computed alone; `repaired` computes a share of their tokens again.
         share: of the chunks' tokens that is computed again where `repaired`.
         selector: how these are chosen: `blend`, `first` or `random`.
+        cache_salt: keeps the KV from all who do not give the same.
 
     Raises:
         RequestError: the parts hold no text, or a setting is out of range.
@@ -49,9 +52,10 @@ def join_parts(
         CapacityError: the KV memory cannot hold the parts.
     """
     rule = check_edit(fidelity, share, selector).rule
-    joining = Joining(llm.loop, llm.spec, sink_of(llm.tokenizer), fidelity, share, rule)
+    sink, tenant = sink_of(llm.tokenizer), tenant_of(cache_salt)
+    joining = Joining(llm.loop, llm.spec, sink, fidelity, share, rule, tenant)
     joined = joining.join(tokenize_parts(llm.tokenizer, parts))
-    return Document(llm, joined.tokens, joined.doc, joined.receipt)
+    return Document(llm, joined.tokens, joined.doc, joined.receipt, tenant)
 
 
 def tokenize_parts(tokenizer: TextTokenizer, parts: Sequence[str | Chunk]) -> list[TokenPart]:

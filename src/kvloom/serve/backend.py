@@ -55,6 +55,11 @@ class BackendDocument(Protocol):
         ...
 
     @property
+    def tenant(self) -> str:
+        """Digest of whose KV it is."""
+        ...
+
+    @property
     def kv(self) -> Any:
         """The KV as it is now, for the engine alone."""
         ...
@@ -132,6 +137,7 @@ class Backend(Protocol):
         base: Any = None,
         *,
         exact_only: bool = False,
+        tenant: str,
     ) -> AsyncIterator[StreamChunk]:
         """Generate; closing the async generator cancels the request and frees its pages.
 
@@ -140,11 +146,19 @@ class Backend(Protocol):
             params: how to generate.
             base: KV of a document that the prompt may start with.
             exact_only: take of it what equals a fresh prefill, and no more.
+            tenant: digest of whose KV may answer, and whose this becomes.
         """
         ...
 
-    async def document(self, text: str | Sequence[int]) -> BackendDocument:
-        """Return a document of this text whose KV is computed and kept."""
+    async def document(
+        self, text: str | Sequence[int], *, cache_salt: str | None = None
+    ) -> BackendDocument:
+        """Return a document of this text whose KV is computed and kept.
+
+        Args:
+            text: its text, or token ids.
+            cache_salt: keeps the KV from all who do not give the same.
+        """
         ...
 
     async def stats(self) -> EngineStats:

@@ -34,16 +34,20 @@ class Ask:
 
     Attributes:
         tokens: the whole prompt.
+        tenant: digest of whose KV may answer, and whose this becomes.
         base: KV of a document that it may start with; None for none.
         exact_only: take of it what equals a fresh prefill, and no more.
     """
 
     tokens: list[int]
+    tenant: str
     base: Any = None
     exact_only: bool = False
 
 
-def joined(parts: Sequence[Snapshot | list[int]], fidelity: Fidelity | None = None) -> Ask:
+def joined(
+    parts: Sequence[Snapshot | list[int]], tenant: str, fidelity: Fidelity | None = None
+) -> Ask:
     """Return the prompt that parts come to, one behind the other.
 
     This is the one place that decides what of the parts' KV is used: that of a document at the
@@ -51,6 +55,7 @@ def joined(parts: Sequence[Snapshot | list[int]], fidelity: Fidelity | None = No
 
     Args:
         parts: documents and token ids.
+        tenant: digest of whose KV may answer; that of the documents.
         fidelity: the least that the KV must be; None takes a document as it is.
     """
     tokens: list[int] = []
@@ -58,5 +63,5 @@ def joined(parts: Sequence[Snapshot | list[int]], fidelity: Fidelity | None = No
         tokens += part.tokens if isinstance(part, Snapshot) else part
     first = parts[0] if parts else None
     if not isinstance(first, Snapshot):
-        return Ask(tokens)
-    return Ask(tokens, first.kv, exact_only=not is_at_least(first.fidelity, fidelity))
+        return Ask(tokens, tenant)
+    return Ask(tokens, tenant, first.kv, exact_only=not is_at_least(first.fidelity, fidelity))

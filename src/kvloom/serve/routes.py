@@ -38,7 +38,7 @@ from kvloom.serve.schemas import (
     TokenizeBody,
     document_ids,
 )
-from kvloom.serve.service import PromptChunks, Service, owner_of, service_of
+from kvloom.serve.service import PromptChunks, Service, owner_of, service_of, tenant_for
 from kvloom.serve.sse import EventStream
 from kvloom.serve.strict_json import StrictJSONRoute
 
@@ -71,18 +71,19 @@ async def complete(
     """Continue prompts, given as text or token ids, or documents."""
     service.check_model(body.model)
     params = body.sampling_params()
-    documents = service.snapshots(owner, body.document_ids)
+    tenant = tenant_for(owner, body.cache_salt)
+    documents = service.snapshots(owner, body.document_ids, tenant)
     prompts = await service.with_tokenizer(lambda tokenizer: _prompts(tokenizer, body, documents))
     notes = Notes(body.kvloom is not None, documents)
     if body.suffix:
         found = await service.with_tokenizer(lambda tokenizer: _infills(tokenizer, body))
         prompts = [Prompt("", each.token_ids) for each in found]
-        asks = [Ask(each.token_ids) for each in found]
+        asks = [Ask(each.token_ids, tenant) for each in found]
         params = replace(params, stop_token_ids=params.stop_token_ids + found[0].stop_token_ids)
         notes = replace(notes, infill=found[0].kind)
     else:
         ends = [prompt.token_ids[prompt.num_known :] for prompt in prompts]
-        asks = [joined([*documents, end], body.fidelity) for end in ends]
+        asks = [joined([*documents, end], tenant, body.fidelity) for end in ends]
     head = Head(new_id("cmpl"), service.model_name, int(time.time()))
     writer = CompletionWriter(head, body, prompts, service.llm.tokenizer, notes)
     chunks = service.generate(asks, params)
@@ -94,26 +95,27 @@ async def chat(body: ChatBody, request: Request, service: Parts, owner: Owner) -
     """Answer a conversation, in which documents may stand."""
     service.check_model(body.model)
     params = body.sampling_params()
-    documents = service.snapshots(owner, document_ids(body.messages))
+    tenant = tenant_for(owner, body.cache_salt)
+    documents = service.snapshots(owner, document_ids(body.messages), tenant)
     token_ids = await service.chat_tokens(_for_template(body.messages, documents))
     head = Head(new_id("chatcmpl"), service.model_name, int(time.time()))
     notes = Notes(body.kvloom is not None, documents)
     writer = ChatWriter(head, body, service.llm.tokenizer, notes)
     # The template has made one text of all parts; known beginnings of it are found anyway.
-    chunks = service.generate([joined([token_ids], body.fidelity)], params)
+    chunks = service.generate([joined([token_ids], tenant, body.fidelity)], params)
     return await _answer(service, request, chunks, writer, head.id if body.stream else None)
 
 
 @router.post("/infill", tags=["llama.cpp"], response_class=JSONResponse)
-async def infill(body: InfillBody, request: Request, service: Parts) -> Response:
+async def infill(body: InfillBody, request: Request, service: Parts, owner: Owner) -> Response:
     """Find the text between a prefix and a suffix, as llama.cpp's server does."""
     service.check_model(body.model)
-    gap = body.gap
+    gap, tenant = body.gap, tenant_for(owner, body.cache_salt)
     prompt = await service.with_tokenizer(lambda tokenizer: infill_prompt(tokenizer, gap))
     params = body.sampling_params(prompt.stop_token_ids)
     notes = Notes(body.kvloom is not None, infill=prompt.kind, ignored=body.ignored)
     writer = InfillWriter(service.model_name, body, prompt, service.llm.tokenizer, notes)
-    chunks = service.generate([Ask(prompt.token_ids)], params)
+    chunks = service.generate([Ask(prompt.token_ids, tenant)], params)
     return await _answer(
         service, request, chunks, writer, new_id("infill") if body.stream else None
     )
@@ -124,7 +126,7 @@ async def tokenize(body: TokenizeBody, service: Parts, owner: Owner) -> JSONResp
     """Return the token ids of a prompt or of a conversation."""
     service.check_model(body.model)
     if body.messages is not None:
-        documents = service.snapshots(owner, document_ids(body.messages))
+        documents = service.snapshots(owner, document_ids(body.messages), None)
         token_ids = await service.chat_tokens(_for_template(body.messages, documents))
     else:
         text, special = body.prompt or "", body.add_special_tokens is not False

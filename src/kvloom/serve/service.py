@@ -17,7 +17,8 @@ from typing import Any, TypeVar, cast
 
 from starlette.requests import Request
 
-from kvloom.errors import KvloomError
+from kvloom.engine.tenants import tenant_of
+from kvloom.errors import KvloomError, RequestError
 from kvloom.outputs import StreamChunk
 from kvloom.params import SamplingParams
 from kvloom.serve.backend import Backend, Tokenizer
@@ -103,14 +104,29 @@ class Service:
         """
         return await self.with_tokenizer(lambda tokenizer: tokenizer.chat_tokens(messages))
 
-    def snapshots(self, owner: str, document_ids: Iterable[str]) -> tuple[Snapshot, ...]:
+    def snapshots(
+        self, owner: str, document_ids: Iterable[str], tenant: str | None
+    ) -> tuple[Snapshot, ...]:
         """Return documents as they are now, each once.
+
+        Args:
+            owner: whose they are.
+            document_ids: their names.
+            tenant: digest of whose KV is used; None where only texts are read.
 
         Raises:
             UnknownDocumentError: the owner has no such document.
+            RequestError: a document was made with another salt.
         """
-        ids = dict.fromkeys(document_ids)
-        return tuple(self.documents.get(owner, each).snapshot() for each in ids)
+        found = [self.documents.get(owner, each) for each in dict.fromkeys(document_ids)]
+        for held in found:
+            if tenant not in (None, held.document.tenant):
+                raise RequestError(
+                    f"{held.id} was made with another cache_salt, or with none; send what it was "
+                    "made with, or make it again.",
+                    param="cache_salt",
+                )
+        return tuple(held.snapshot() for held in found)
 
     async def generate(self, prompts: Sequence[Ask], params: SamplingParams) -> PromptChunks:
         """Yield (which prompt, chunk); closing the generator cancels every prompt.
@@ -129,7 +145,11 @@ class Service:
         ended = False
         try:
             chunks = self.llm.stream_tokens(
-                prompt.tokens, params, prompt.base, exact_only=prompt.exact_only
+                prompt.tokens,
+                params,
+                prompt.base,
+                exact_only=prompt.exact_only,
+                tenant=prompt.tenant,
             )
             stream = cast(AsyncGenerator[StreamChunk, None], chunks)
             with self.metrics.awaiting_first_token() as first_token:
@@ -189,6 +209,16 @@ def service_of(request: Request) -> Service:
 
 
 def owner_of(request: Request) -> str:
-    """Return whose documents a request may see."""
+    """Return whose documents and KV a request may use: a digest of its API key, if it has one."""
     owner: str = request.state.owner
     return owner
+
+
+def salt_of(owner: str, cache_salt: str | None) -> str | None:
+    """Return what keeps a request's KV from others: whose it is, its own salt, or both."""
+    return ":".join(part for part in (owner, cache_salt) if part) or None
+
+
+def tenant_for(owner: str, cache_salt: str | None) -> str:
+    """Return the digest under which a request's KV is kept and found."""
+    return tenant_of(salt_of(owner, cache_salt))
