@@ -10,6 +10,7 @@ import pytest
 from kvloom.outputs import Fidelity
 from kvloom.serve.documents import Snapshot
 from kvloom.serve.parts import joined
+from kvloom.store.key import ANYBODY
 
 from .running import RunningServer, assert_openai_error, events_of
 
@@ -22,18 +23,18 @@ def snapshot(tokens: list[int], fidelity: Fidelity = "exact") -> Snapshot:
 
 def test_the_first_part_gives_its_kv() -> None:
     first, second = snapshot([1, 2]), snapshot([3])
-    assert joined([first, second, [4]]).tokens == [1, 2, 3, 4]
-    assert joined([first, second, [4]]).base is first.kv
-    assert joined([[4], first]).base is None
-    assert joined([[4], first]).tokens == [4, 1, 2]
-    assert joined([]).tokens == []
+    assert joined([first, second, [4]], ANYBODY).tokens == [1, 2, 3, 4]
+    assert joined([first, second, [4]], ANYBODY).base is first.kv
+    assert joined([[4], first], ANYBODY).base is None
+    assert joined([[4], first], ANYBODY).tokens == [4, 1, 2]
+    assert joined([], ANYBODY).tokens == []
 
 
 @pytest.mark.parametrize("wanted", [None, *get_args(Fidelity)])
 @pytest.mark.parametrize("has", get_args(Fidelity))
 def test_kv_is_not_worse_than_was_asked_for(has: Fidelity, wanted: Fidelity | None) -> None:
     ranks = {"shifted": 0, "repaired": 1, "exact": 2, None: 0}
-    ask = joined([snapshot([1], has), [2]], wanted)
+    ask = joined([snapshot([1], has), [2]], ANYBODY, wanted)
     assert ask.exact_only == (ranks[has] < ranks[wanted])
 
 

@@ -57,9 +57,7 @@ async def create(body: CreateBody, request: Request, service: Parts, owner: Owne
 
     async def make() -> tuple[BackendDocument, str]:
         lead, tokens = await service.with_tokenizer(lambda tokenizer: _read(tokenizer, body))
-        document = await service.llm.document(
-            tokens, cache_salt=salt_of(owner, body.cache_salt)
-        )
+        document = await service.llm.document(tokens, cache_salt=salt_of(owner, body.cache_salt))
         if body.text is not None and document.text != lead + body.text:
             raise RequestError(
                 "The tokenizer cannot spell this text as it is, so places in it would shift; "
