@@ -168,6 +168,7 @@ class FakeAsyncLLM:
         self.tokenizer = FakeTokenizer(controls)
         self.spec = ModelSpec((), VOCAB_SIZE, max_model_len, "movable")
         self.config = EngineConfig(max_model_len=max_model_len)
+        self.store = None
         self.max_live = max_live
         self.delay_s = 0.0
         self.hold_after: int | None = None

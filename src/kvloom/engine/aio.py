@@ -23,6 +23,7 @@ from kvloom.engine.loop import EngineLoop, Mailbox, Submission
 from kvloom.engine.parts import Chunk, join_parts
 from kvloom.engine.prompts import Messages, Prompt, as_chats, as_params, as_prompts, tokenize
 from kvloom.engine.request import Event
+from kvloom.engine.stored import AsyncStore, store_of
 from kvloom.engine.tenants import tenant_of
 from kvloom.errors import CapacityError
 from kvloom.kv.doc import KVDoc
@@ -43,6 +44,7 @@ class AsyncLLM:
         spec: what the probe found out about the model.
         passport: digests and formats that every cached token depends on.
         config: settings of the engine.
+        store: what is kept beyond the process; None if nothing is.
     """
 
     def __init__(self, model: str = "default", **settings: Unpack[Settings]) -> None:
@@ -54,6 +56,8 @@ class AsyncLLM:
         self.spec = assembly.spec
         self.passport = assembly.passport
         self.config = assembly.config
+        store = store_of(assembly.engine, self._loop)
+        self.store = None if store is None else AsyncStore(store)
         self._stop = weakref.finalize(self, self._loop.stop)
 
     async def generate(

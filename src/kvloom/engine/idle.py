@@ -48,7 +48,31 @@ class IdleWork:
         self._waiting.append((tokens, tenant))
 
     def step(self) -> None:
-        """Store the prefix that has waited longest, as far as it is still known."""
+        """Store the prefix that has waited longest."""
+        self.store_next()
+
+    @property
+    def num_waiting(self) -> int:
+        """Prefixes that wait to be stored."""
+        return len(self._waiting)
+
+    def store_next(self) -> bool:
+        """Store the prefix that has waited longest, if one waits; say whether more do."""
+        if self._waiting:
+            self._store()
+        return bool(self._waiting)
+
+    def close(self) -> None:
+        """Store what waits, as far as time allows, and let go of the store."""
+        end_s = time.monotonic() + CLOSE_S
+        while self.has_work and time.monotonic() < end_s:
+            self.step()
+        self._waiting.clear()
+        if self._memory.shelf is not None:
+            self._memory.shelf.close()
+
+    def _store(self) -> None:
+        """Store a prefix as far as it is still known."""
         shelf, tree = self._memory.shelf, self._memory.tree
         tokens, tenant = self._waiting.popleft()
         if shelf is None or tree is None:
@@ -61,12 +85,3 @@ class IdleWork:
             shelf.counts["dropped"] += 1
         finally:
             doc.close()
-
-    def close(self) -> None:
-        """Store what waits, as far as time allows, and let go of the store."""
-        end_s = time.monotonic() + CLOSE_S
-        while self.has_work and time.monotonic() < end_s:
-            self.step()
-        self._waiting.clear()
-        if self._memory.shelf is not None:
-            self._memory.shelf.close()

@@ -22,6 +22,7 @@ from kvloom.engine.loop import EngineLoop
 from kvloom.engine.parts import Chunk, join_parts
 from kvloom.engine.prompts import Messages, Prompt, as_chats, as_params, as_prompts, tokenize
 from kvloom.engine.request import Event
+from kvloom.engine.stored import store_of
 from kvloom.engine.streams import stream_tokens
 from kvloom.engine.tenants import tenant_of
 from kvloom.errors import CapacityError, RequestError
@@ -40,6 +41,7 @@ class LLM:
         spec: what the probe found out about the model.
         passport: digests and formats that every cached token depends on.
         config: settings of the engine.
+        store: what is kept beyond the process; None if nothing is.
 
     Raises:
         RequestError: a setting is out of range.
@@ -56,6 +58,7 @@ class LLM:
         self.spec = assembly.spec
         self.passport = assembly.passport
         self.config = assembly.config
+        self.store = store_of(assembly.engine, self._loop)
         self._stop = weakref.finalize(self, self._loop.stop)
 
     def generate(

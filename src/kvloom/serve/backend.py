@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kvloom.config import EngineConfig
+from kvloom.engine.stored import StoreUse
 from kvloom.outputs import EditReceipt, EngineStats, Fidelity, Provenance, StreamChunk
 from kvloom.params import SamplingParams
 from kvloom.reuse.edit_series import TextEdit
@@ -107,6 +108,14 @@ class BackendDocument(Protocol):
         ...
 
 
+class BackendStore(Protocol):
+    """What the engine keeps beyond its process; an `AsyncStore`."""
+
+    async def statistics(self) -> StoreUse:
+        """Return what the store did since it was opened."""
+        ...
+
+
 class Backend(Protocol):
     """An engine that answers many requests at once on one event loop."""
 
@@ -128,6 +137,11 @@ class Backend(Protocol):
     @property
     def config(self) -> EngineConfig:
         """Settings of the engine."""
+        ...
+
+    @property
+    def store(self) -> BackendStore | None:
+        """What is kept beyond the process; None if nothing is."""
         ...
 
     def stream_tokens(

@@ -173,8 +173,9 @@ async def health(service: Parts) -> JSONResponse:
 @router.get("/metrics", tags=["operation"])
 async def metrics(request: Request, service: Parts) -> Response:
     """Return the metrics in Prometheus' format."""
-    accept = request.headers.get("accept", "")
-    body, content_type = service.metrics.exposition(accept, await _stats(service))
+    accept, store = request.headers.get("accept", ""), service.llm.store
+    use = None if store is None else await store.statistics()
+    body, content_type = service.metrics.exposition(accept, await _stats(service), use)
     return Response(body, headers={"Content-Type": content_type})
 
 

@@ -55,6 +55,9 @@ class TieredStore:
         disk: the second tier.
         remote: the third tier.
         pending_bytes: KV that may wait to be written; what comes above is dropped and counted.
+
+    Attributes:
+        folder: of the second tier; None if there is none.
     """
 
     name = "tiered"
@@ -67,6 +70,7 @@ class TieredStore:
         *,
         pending_bytes: int = PENDING_BYTES,
     ) -> None:
+        self.folder = None if disk is None else disk.folder
         self._ram = ram
         self._lower: list[ChunkStore] = [tier for tier in (disk, remote) if tier is not None]
         self._secrets = SecretContexts()
