@@ -24,6 +24,7 @@ from kvloom.kv.pool import Pool
 from kvloom.store.chunk import Chunk
 from kvloom.store.disk import DiskStore
 from kvloom.store.key import ANYBODY, hash_tenant
+from kvloom.store.prefix import Step
 from kvloom.store.ram import RamStore
 from kvloom.store.tiered import TieredStore
 from kvloom.types import LayerSpec
@@ -234,9 +235,11 @@ def test_hanging_reads_are_skipped_until_they_end() -> None:
     running: Future[Any] = Future()
     running.set_running_or_notify_cancel()
     waiting: Future[Any] = Future()
-    steps: Any = [None, None]
+    nothing: Any = None
+    steps = [Step(nothing, 40), Step(nothing, 9)]
     shelf.take(Loading(steps, [running, waiting], 0.0)).close()
     assert waiting.cancelled()
+    assert (shelf.counts["missed"], shelf.counts["missed_tokens"]) == (1, 49)
     store.gives = lambda chunk: chunk
     for _ in range(2):
         assert shelf.look(PROMPT, 0, ANYBODY) is None

@@ -12,12 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvloom import LLM, AsyncLLM, Chunk, RequestError
-from kvloom.engine.shelf import MIN_LOADED
+from kvloom.engine.engine import Engine
+from kvloom.engine.shelf import MIN_LOADED, Shelf
 from kvloom.engine.tenants import tenant_of
 from kvloom.reuse.prefix import common_prefix
+from kvloom.store.disk import DiskStore
 from kvloom.store.key import ANYBODY
-from tests.engine.test_shelf import answer, open_store, shelved_engine
-from tests.engine.worlds import BOOKS, TOKENIZER, expected_completion, greedy, prompts
+from kvloom.store.ram import RamStore
+from kvloom.store.tiered import TieredStore
+from tests.engine.test_shelf import answer
+from tests.engine.worlds import (
+    BOOKS,
+    TOKENIZER,
+    expected_completion,
+    fake_engine,
+    greedy,
+    prompts,
+)
 from tests.fake_model import Oracle
 
 TEXT, SALTS = TOKENIZER.decode(BOOKS[0][:90]), [None, "x", "y"]
@@ -139,6 +150,15 @@ def test_async_callers_are_told_apart(make_async_llm: Callable[..., AsyncLLM]) -
     asyncio.run(scenario())
 
 
+def started(folder: Path) -> Engine:
+    """An engine with what others left in a folder."""
+    engine = fake_engine()
+    store = TieredStore(RamStore(2**24), DiskStore(folder, 2**24))
+    memory = engine.memory
+    memory.shelf = Shelf(store, memory.pool, memory.root, b"one model", lambda _: [])
+    return engine
+
+
 steps = st.lists(
     st.tuples(st.sampled_from(SALTS), prompts(longest=150), st.booleans()), min_size=1, max_size=8
 )
@@ -151,12 +171,11 @@ def test_each_gets_its_own_back_after_restarts(
 ) -> None:
     folder: Path = tmp_path_factory.mktemp("store")
     known: dict[str | None, list[list[int]]] = {salt: [] for salt in SALTS}
-    engine = shelved_engine(open_store(folder))
-    for salt, drawn, restart in asked:
-        prompt = [token % 28 + 1 for token in drawn]  # none is a credential
+    engine = started(folder)
+    for salt, prompt, restart in asked:
         if restart:
             engine.close()
-            engine = shelved_engine(open_store(folder))
+            engine = started(folder)
         most = max((common_prefix(prompt, tokens) for tokens in known[salt]), default=0)
         most = min(most, len(prompt) - 1)
         cached = answer(engine, prompt, tenant_of(salt)).cached_tokens

@@ -16,7 +16,7 @@ from .running import RunningServer, assert_openai_error
 
 DOCUMENTS = "/v1/kv/documents"
 TEXT = "The town is small, and the river behind it is slow, wide and cold in every season. " * 3
-WHO = [(key, salt) for key in ("anna", "ben") for salt in (None, "x", "anna")]
+WHO = [("anna", None), ("anna", "x"), ("ben", None), ("ben", "x"), ("ben", "anna")]
 
 
 @pytest.fixture(scope="module")
