@@ -43,7 +43,7 @@ def test_every_counter_of_the_engine_is_exported() -> None:
     assert set(GAUGES) | set(COUNTERS) == names
     stats = EngineStats(**{name: number for number, name in enumerate(sorted(names), 5)})
     metrics = Metrics()
-    metrics.exposition("", stats, None)
+    metrics.exposition("", stats)
     registry = metrics.registry
     for name in names:
         suffix = "_total" if name in COUNTERS else ""

@@ -195,7 +195,7 @@ class Metrics:
         )
 
     def exposition(
-        self, accept: str, stats: EngineStats, store: StoreUse | None
+        self, accept: str, stats: EngineStats, store: StoreUse | None = None
     ) -> tuple[bytes, str]:
         """Return all metrics and their content type.
 
