@@ -26,6 +26,7 @@ from kvloom.engine.request import Repaired
 from kvloom.errors import CapacityError, RequestError
 from kvloom.kv.edit import Truncate
 from kvloom.params import SamplingParams
+from kvloom.reuse.planner import PLANNERS, planner
 from kvloom.reuse.select import selector
 from kvloom.store.key import ANYBODY, hash_tenant
 from tests.engine.worlds import BOOKS, Held, World, check_states, params, prompts
@@ -190,11 +191,11 @@ class AnyMix(RuleBasedStateMachine):
         engine.memory.check()
 
     @precondition(lambda self: len(self.texts) < 3)
-    @rule(parts=chunked, asked=wishes, tenant=tenants)
-    def join(self, parts: list[TokenPart], asked: dict[str, Any], tenant: str) -> None:
+    @rule(parts=chunked, asked=wishes, name=st.sampled_from(list(PLANNERS)), tenant=tenants)
+    def join(self, parts: list[TokenPart], asked: dict[str, Any], name: str, tenant: str) -> None:
         tokens = [token for part in parts for token in part.tokens]
-        wanted = (asked["fidelity"], asked["share"], selector(asked["selector"]), tenant)
         loop: Any = self.world.loop
+        wanted = (asked["fidelity"], planner(name, asked["share"]), tenant)
         joining = Joining(loop, self.world.spec, (0, 30), *wanted)
         with self.unless_full():
             joined = joining.join(parts)

@@ -126,7 +126,7 @@ class AsyncLLM:
         *,
         fidelity: Fidelity = "exact",
         share: float = REPAIRED_SHARE,
-        selector: str = "blend",
+        planner: str = "blend",
         cache_salt: str | None = None,
     ) -> AsyncDocument:
         """Return a document of parts, whose chunks' KV is computed once and used at any place.
@@ -135,10 +135,11 @@ class AsyncLLM:
 
         Raises:
             RequestError: the parts hold no text, or a setting is out of range.
-            UnsupportedModelError: the model's positions cannot be moved; `exact` still works.
+            UnsupportedModelError: the model's positions cannot be moved (`exact` still works), or
+                it does not show what the planner must know.
             CapacityError: the KV memory cannot hold the parts.
         """
-        join = partial(join_parts, self, parts, fidelity=fidelity, share=share, selector=selector)
+        join = partial(join_parts, self, parts, fidelity=fidelity, share=share, planner=planner)
         return AsyncDocument(self, await asyncio.to_thread(join, cache_salt=cache_salt))
 
     async def stats(self) -> EngineStats:

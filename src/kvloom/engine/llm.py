@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -68,6 +69,8 @@ class LLM:
         *,
         parts: Sequence[str | Chunk] | None = None,
         fidelity: Fidelity = "exact",
+        share: float = REPAIRED_SHARE,
+        planner: str = "blend",
         cache_salt: str | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
@@ -78,6 +81,8 @@ class LLM:
             params: how, for all or for each.
             parts: one prompt as texts and chunks, in place of prompts; see `join`.
             fidelity: of the chunks.
+            share: of their tokens that is computed again where `repaired`.
+            planner: says what is done with each part.
             cache_salt: KV is reused only among those who give the same, or none.
             progress: show a bar.
 
@@ -90,7 +95,8 @@ class LLM:
             raise RequestError("Give prompts or parts, and not both.", param="prompt")
         if prompts is None:
             (one,) = as_params(params, 1)
-            document = self.join(parts or (), fidelity=fidelity, cache_salt=cache_salt)
+            join = partial(self.join, parts or (), fidelity=fidelity, share=share, planner=planner)
+            document = join(cache_salt=cache_salt)
             return [replace(document.generate("", one), receipt=document.receipt)]
         asked = [tokenize(self.tokenizer, prompt) for prompt in as_prompts(prompts)]
         return self._run(asked, params, cache_salt, progress=progress)
@@ -160,7 +166,7 @@ class LLM:
         *,
         fidelity: Fidelity = "exact",
         share: float = REPAIRED_SHARE,
-        selector: str = "blend",
+        planner: str = "blend",
         cache_salt: str | None = None,
     ) -> Document:
         """Return a document of parts, whose chunks' KV is computed once and used at any place.
@@ -169,17 +175,12 @@ class LLM:
 
         Raises:
             RequestError: the parts hold no text, or a setting is out of range.
-            UnsupportedModelError: the model's positions cannot be moved; `exact` still works.
+            UnsupportedModelError: the model's positions cannot be moved (`exact` still works), or
+                it does not show what the planner must know.
             CapacityError: the KV memory cannot hold the parts.
         """
-        return join_parts(
-            self,
-            parts,
-            fidelity=fidelity,
-            share=share,
-            selector=selector,
-            cache_salt=cache_salt,
-        )
+        join = partial(join_parts, self, parts, fidelity=fidelity, share=share, planner=planner)
+        return join(cache_salt=cache_salt)
 
     def stats(self) -> EngineStats:
         """Return counters and gauges since the start."""

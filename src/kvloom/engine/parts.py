@@ -17,6 +17,8 @@ from kvloom.engine.tenants import tenant_of
 from kvloom.errors import RequestError
 from kvloom.model.tokenizer import TextTokenizer
 from kvloom.outputs import Fidelity
+from kvloom.reuse.planner import planner as planner_of
+from kvloom.store.key import ANYBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ def join_parts(
     *,
     fidelity: Fidelity = "exact",
     share: float = REPAIRED_SHARE,
-    selector: str = "blend",
+    planner: str = "blend",
     cache_salt: str | None = None,
 ) -> Document:
     """Return a document of parts, whose chunks' KV is computed once and used at any place.
@@ -41,20 +43,50 @@ def join_parts(
         llm: whose document it is.
         parts: texts, and chunks of text, in order.
         fidelity: `exact` computes all parts in order; `shifted` shows chunks as they were
-            computed alone; `repaired` computes a share of their tokens again.
-        share: of the chunks' tokens that is computed again where `repaired`.
-        selector: how these are chosen: `blend`, `first` or `random`.
+            computed before; `repaired` computes a share of their tokens again.
+        share: of every chunk's tokens that is computed again where `repaired`, about.
+        planner: says which tokens, and what is done with each part: `blend`, `craft`, `first`,
+            `random` or `none`. `craft` also takes note of what chunks attend to, where it has one
+            computed, and keeps it for the next time.
         cache_salt: keeps the KV from all who do not give the same.
 
     Raises:
         RequestError: the parts hold no text, or a setting is out of range.
-        UnsupportedModelError: the model's positions cannot be moved; `exact` still works.
+        UnsupportedModelError: the model's positions cannot be moved (`exact` still works), or it
+            does not show what `craft` must know.
         CapacityError: the KV memory cannot hold the parts.
     """
-    rule = check_edit(fidelity, share, selector).rule
-    sink, tenant = sink_of(llm.tokenizer), tenant_of(cache_salt)
-    joining = Joining(llm.loop, llm.spec, sink, fidelity, share, rule, tenant)
-    joined = joining.join(tokenize_parts(llm.tokenizer, parts))
+    found, tenant = tokenize_parts(llm.tokenizer, parts), tenant_of(cache_salt)
+    return join_tokens(llm, found, fidelity=fidelity, share=share, planner=planner, tenant=tenant)
+
+
+def join_tokens(
+    llm: Host,
+    parts: Sequence[TokenPart],
+    *,
+    fidelity: Fidelity = "exact",
+    share: float = REPAIRED_SHARE,
+    planner: str = "blend",
+    tenant: str = ANYBODY,
+) -> Document:
+    """Return a document of parts in tokens; the settings are those of `join_parts`.
+
+    Args:
+        llm: whose document it is.
+        parts: in order.
+        fidelity: of the chunks.
+        share: of their tokens that is computed again.
+        planner: what is done with each part.
+        tenant: whose document it is, as `hash_tenant` gives it.
+
+    Raises:
+        RequestError: the parts hold no tokens, or a setting is out of range.
+        UnsupportedModelError: as `join_parts` has it.
+        CapacityError: the KV memory cannot hold the parts.
+    """
+    check_edit(fidelity, share, "blend")
+    sink, asked = sink_of(llm.tokenizer), planner_of(planner, share)
+    joined = Joining(llm.loop, llm.spec, sink, fidelity, asked, tenant).join(parts)
     return Document(llm, joined.tokens, joined.doc, joined.receipt, tenant)
 
 
