@@ -20,9 +20,9 @@ MEANINGS = {
     "append": "text that comes behind the document; its tokens do not merge with those before",
     "cache_prompt": "accepted, changes nothing: equal prefixes are found anyway",
     "character": "column from zero, in UTF-16 units",
-    "content": "text, or a list of parts of type `text` and `document`",
+    "content": "text, or a list of parts of type `text`, `document` and `chunk`",
     "document": "id of a document that the prompts go on from",
-    "documents": "ids of several, one behind the other; the KV of the first is used",
+    "documents": 'ids of several documents, and chunks as `{"text": ...}`, one behind the other',
     "document_id": "id of a document",
     "edits": "a list of edits, see below",
     "end": "character behind the last",
@@ -42,7 +42,10 @@ MEANINGS = {
     "return_tokens": "give the token ids as well",
     "samplers": "accepted, changes nothing",
     "selector": "how repaired tokens are chosen: `blend`, `first` or `random`",
-    "share": "of the old tokens behind the edit, computed again where `repaired`",
+    "planner": "how repaired tokens are chosen: `blend` if left out, `craft`, `first`, `random`, "
+    "`none`; only with `repaired`",
+    "share": "of the old tokens behind the edit, or of those of a joined part, that is computed "
+    "again where `repaired`; 0.15 if left out",
     "start": "first character replaced",
     "suffix": "text behind the gap that is to be filled; see below",
     "t_max_predict_ms": "accepted, changes nothing",

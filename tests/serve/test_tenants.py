@@ -118,6 +118,19 @@ def test_a_documents_text_is_known_to_those_who_made_it(shared: RunningServer, w
         assert client.known(text)
 
 
+def test_a_chunk_is_computed_for_each(shared: RunningServer) -> None:
+    chunks = [{"text": "First. "}, {"text": f"Chunk. {TEXT}"}]
+    asked = {"documents": chunks, "prompt": "A", "max_tokens": 1, "kvloom": {"fidelity": "shifted"}}
+
+    def is_computed(client: Client) -> bool:
+        parts = client.post("/v1/completions", asked | client.salt)["kvloom"]["parts"]
+        return "compute" in {each["action"] for each in parts[-1]["actions"]}
+
+    clients = [Client(shared, *who) for who in WHO]
+    for new in (True, False):
+        assert [is_computed(client) for client in clients] == [new] * len(clients)
+
+
 def test_a_document_answers_with_its_salt_only(shared: RunningServer) -> None:
     for salt in (None, "x"):
         name = Client(shared, "anna", salt).keep(TEXT).rpartition("/")[2]

@@ -19,8 +19,9 @@ from kvloom.engine.batch import Batch, chunk_or_raise
 from kvloom.engine.document import make_document
 from kvloom.engine.engine import Engine
 from kvloom.engine.fidelity import REPAIRED_SHARE
+from kvloom.engine.joining import TokenPart
 from kvloom.engine.loop import EngineLoop, Mailbox, Submission
-from kvloom.engine.parts import Chunk, join_parts
+from kvloom.engine.parts import Chunk, join_parts, join_tokens
 from kvloom.engine.prompts import Messages, Prompt, as_chats, as_params, as_prompts, tokenize
 from kvloom.engine.request import Event
 from kvloom.engine.stored import AsyncStore, store_of
@@ -141,6 +142,27 @@ class AsyncLLM:
         """
         join = partial(join_parts, self, parts, fidelity=fidelity, share=share, planner=planner)
         return AsyncDocument(self, await asyncio.to_thread(join, cache_salt=cache_salt))
+
+    async def join_tokens(
+        self,
+        parts: Sequence[TokenPart],
+        *,
+        fidelity: Fidelity = "exact",
+        share: float = REPAIRED_SHARE,
+        planner: str = "blend",
+        tenant: str,
+    ) -> AsyncDocument:
+        """Return a document of parts in tokens, which may bring KV along.
+
+        See `kvloom.engine.parts.join_tokens`.
+
+        Raises:
+            RequestError: the parts hold no tokens, or a setting is out of range.
+            UnsupportedModelError: as `join` has it.
+            CapacityError: the KV memory cannot hold the parts.
+        """
+        join = partial(join_tokens, self, parts, fidelity=fidelity, share=share, planner=planner)
+        return AsyncDocument(self, await asyncio.to_thread(join, tenant=tenant))
 
     async def stats(self) -> EngineStats:
         """Return counters and gauges since the start."""

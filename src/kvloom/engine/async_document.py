@@ -55,6 +55,11 @@ class AsyncDocument:
         return self._document.tenant
 
     @property
+    def receipt(self) -> EditReceipt | None:
+        """What the last edit, or the joining of its parts, did to its KV; None for neither."""
+        return self._document.receipt
+
+    @property
     def nbytes(self) -> Awaitable[int]:
         """Bytes of the blocks that hold the document's KV now; to be awaited."""
         return asyncio.to_thread(lambda: self._document.nbytes)

@@ -38,8 +38,9 @@ class TokenPart:
     Attributes:
         tokens: token ids.
         reusable: whether its KV may be computed alone and used at any place.
-        kv: a document of these tokens whose KV may be used as well, if it is reusable; the caller
-            keeps it. What has been forgotten of it, or is of other tokens, is left alone.
+        kv: a document that ends with these tokens, whose KV may be used as well, if it is
+            reusable; the caller keeps it. What has been forgotten of it, or is of other tokens, is
+            left alone.
     """
 
     tokens: tuple[int, ...]

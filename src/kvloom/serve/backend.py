@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kvloom.config import EngineConfig
+from kvloom.engine.joining import TokenPart
 from kvloom.engine.stored import StoreUse
 from kvloom.outputs import EditReceipt, EngineStats, Fidelity, Provenance, StreamChunk
 from kvloom.params import SamplingParams
@@ -31,6 +32,14 @@ class Tokenizer(Protocol):
 
     def chat_tokens(self, messages: list[dict[str, Any]]) -> list[int]:
         """Return the token ids of a conversation, generation prompt added.
+
+        Raises:
+            RequestError: the model's chat template does not take the messages.
+        """
+        ...
+
+    def render_chat(self, messages: list[dict[str, Any]]) -> str:
+        """Return the text of a conversation, generation prompt added.
 
         Raises:
             RequestError: the model's chat template does not take the messages.
@@ -58,6 +67,11 @@ class BackendDocument(Protocol):
     @property
     def tenant(self) -> str:
         """Digest of whose KV it is."""
+        ...
+
+    @property
+    def receipt(self) -> EditReceipt | None:
+        """What was done to the KV last; None for a text that was computed."""
         ...
 
     @property
@@ -172,6 +186,27 @@ class Backend(Protocol):
         Args:
             text: its text, or token ids.
             cache_salt: keeps the KV from all who do not give the same.
+        """
+        ...
+
+    async def join_tokens(
+        self,
+        parts: Sequence[TokenPart],
+        *,
+        fidelity: Fidelity,
+        share: float,
+        planner: str,
+        tenant: str,
+    ) -> BackendDocument:
+        """Return a document of parts, some of which bring KV or may be computed alone.
+
+        Args:
+            parts: of the document.
+            fidelity: `repaired` or `shifted`.
+            share: of the rows of a part that is computed again where `repaired`.
+            planner: says what is done with each part.
+            tenant: digest of whose KV may answer, and whose this becomes; that of all KV which
+                parts bring.
         """
         ...
 

@@ -187,6 +187,23 @@ class Metrics:
             ["fidelity"],
             registry=registry,
         )
+        self.joined_prompts = Counter(
+            "kvloom_joined_prompts",
+            "Requests whose documents and chunks were joined, by what was done to their KV.",
+            ["fidelity"],
+            registry=registry,
+        )
+        self.joined_rows = Counter(
+            "kvloom_joined_rows",
+            "Tokens of joined documents and chunks, by whether their KV was computed or reused.",
+            ["kv"],
+            registry=registry,
+        )
+        self.parts_read_as_text = Counter(
+            "kvloom_parts_read_as_text",
+            "Chats whose parts were not joined, since the template does not show them as they are.",
+            registry=registry,
+        )
         self.document_rows = Counter(
             "kvloom_document_rows",
             "Tokens of edited documents, by whether their KV was computed again or kept.",
@@ -235,6 +252,12 @@ class Metrics:
         if usage.total_s is not None and later_tokens > 0:
             seconds = max(0.0, usage.total_s - usage.time_to_first_token_s)
             self.per_token_seconds.observe(seconds / later_tokens)
+
+    def joined(self, receipt: EditReceipt, num_tokens: int) -> None:
+        """Count a prompt whose parts, of so many tokens, were joined."""
+        self.joined_prompts.labels(receipt.fidelity).inc()
+        self.joined_rows.labels("computed").inc(receipt.recomputed)
+        self.joined_rows.labels("reused").inc(max(0, num_tokens - receipt.recomputed))
 
     def edited(self, receipt: EditReceipt, num_tokens: int) -> None:
         """Count an edit of a document that has so many tokens now."""
