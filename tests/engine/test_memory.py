@@ -18,7 +18,7 @@ def waiting(
     engine: Engine, prompt: list[int], max_tokens: int = 5, tenant: str = ANYBODY
 ) -> Sequence:
     request_id = engine.submit(prompt, greedy(max_tokens), tenant=tenant)
-    (sequence,) = engine._requests[request_id].sequences
+    (sequence,) = engine._open.by_id[request_id].sequences
     return sequence
 
 

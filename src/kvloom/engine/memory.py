@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from kvloom.engine.request import Sequence
-from kvloom.engine.shelf import Shelf
+from kvloom.engine.shelf import Looking, Shelf
 from kvloom.kv.copying import append_copies
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
@@ -168,10 +168,13 @@ class EngineMemory:
         self.protect(fork)
         return fork
 
+    def known_spans(self, tokens: list[int], tenant: str) -> list[Span]:
+        """Return the exact KV that a tenant may reuse of these tokens' beginning."""
+        return [] if self.tree is None else self.tree.match(tokens, tenant)
+
     def known_prefix(self, tokens: list[int], tenant: str) -> int:
         """Return how many leading tokens have exact KV that a tenant may reuse."""
-        known = [] if self.tree is None else self.tree.match(tokens, tenant)
-        return sum(span.length for span in known)
+        return sum(span.length for span in self.known_spans(tokens, tenant))
 
     def publish(self, doc: KVDoc, tenant: str) -> None:
         """Let a tenant's other requests reuse what a document holds."""
@@ -226,8 +229,12 @@ class EngineMemory:
             known = self.known_prefix(tokens, request.tenant)
             request.loading = shelf.look(tokens, known, request.tenant)
         loading = request.loading
+        if isinstance(loading, Looking) and loading.over:
+            loading = request.loading = shelf.load(loading)
         if loading is None:
             return False
+        if isinstance(loading, Looking):
+            return True
         if not loading.over:
             return True
         request.loading = None

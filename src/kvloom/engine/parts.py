@@ -87,7 +87,7 @@ def join_tokens(
     check_edit(fidelity, share, "blend")
     sink, asked = sink_of(llm.tokenizer), planner_of(planner, share)
     joined = Joining(llm.loop, llm.spec, sink, fidelity, asked, tenant).join(parts)
-    return Document(llm, joined.tokens, joined.doc, joined.receipt, tenant)
+    return Document(llm, joined.tokens, joined.doc, joined.receipt, tenant=tenant)
 
 
 def tokenize_parts(tokenizer: TextTokenizer, parts: Sequence[str | Chunk]) -> list[TokenPart]:

@@ -45,6 +45,8 @@ COUNTERS = {
     "steps": "Forward passes.",
     "prefix_hits": "Admissions that reused at least one token.",
     "prefix_queries": "Admissions that looked for reusable tokens.",
+    "idle_repaired_rows": "Rows of documents that were made exact while nobody waited.",
+    "idle_repair_failures": "Documents that could not be made exact while nobody waited.",
 }
 STORE_COUNTERS = {
     "loaded_tokens": "Tokens whose KV came from the store.",
