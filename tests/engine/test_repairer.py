@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from kvloom import LLM, Document
 from kvloom.engine import idle as idle_module
 from kvloom.engine import repairer as repairer_module
+from kvloom.store.key import ANYBODY, hash_tenant
 from tests.engine.worlds import (
     BOOKS,
     TOKENIZER,
@@ -131,9 +133,38 @@ def test_what_is_known_is_not_computed() -> None:
 def test_what_has_become_exact_answers_for_others() -> None:
     made = world(enable_prefix_caching=True)
     doc = document(made)
-    assert made.engine.memory.known_prefix(doc.tokens) < 20
+    assert made.engine.memory.known_prefix(doc.tokens, ANYBODY) < 20
     made.idle(ENOUGH)
-    assert made.engine.memory.known_prefix(doc.tokens) == len(doc.tokens)
+    assert made.engine.memory.known_prefix(doc.tokens, ANYBODY) == len(doc.tokens)
+    assert made.engine.memory.known_prefix(doc.tokens, hash_tenant("another")) == 0
+
+
+def test_prefixes_make_room_that_nobody_used_since_the_edit() -> None:
+    made = world(blocks=16, enable_prefix_caching=True)
+    old, used, new = ([3 + n, *BOOKS[1][:126]] for n in range(3))
+    for prompt in (old, used):
+        made.submit(prompt, greedy(1))
+        made.run()
+    doc = document(made, 300)
+    for prompt in (used, new):
+        made.submit(prompt, greedy(1))
+        made.run()
+    made.engine.memory.make_room(0)
+    hog = made.engine.new_document()
+    hog.append([3] * (64 * made.engine.pool.free_blocks))
+    made.engine.memory.protect(hog)
+    known = partial(made.engine.memory.known_prefix, tenant=ANYBODY)
+    assert [known(prompt) for prompt in (used, new)] == [127, 127]
+    rows = made.engine.stats().idle_repaired_rows
+    assert 0 < made.idle(ENOUGH) < ENOUGH
+    assert made.engine.stats().idle_repaired_rows > rows
+    assert [known(prompt) for prompt in (used, new)] == [127, 127]
+    assert known(old) < 127
+    made.check_exact_part(doc.kv)
+    # What it lacks room for is gone on with when somebody has let go of some.
+    made.engine.release(hog)
+    assert made.idle(ENOUGH) < ENOUGH
+    check_exact(made, doc)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -145,7 +176,7 @@ def test_it_takes_free_room_only(shared: bool) -> None:
     hog.append([3] * (64 * made.engine.pool.free_blocks))
     made.engine.memory.protect(hog)
     assert made.engine.pool.free_blocks == 0
-    assert made.idle(5) == 0
+    assert made.idle(5) == 1, "it looks for room once"
     assert made.engine.stats().idle_repaired_rows == 0
     hog.truncate(hog.length - 64)
     hog.shrink()
