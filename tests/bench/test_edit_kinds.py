@@ -29,7 +29,12 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
         tiny_llama(max_position_embeddings=1024, initializer_range=0.4),
     )
     with LLM(
-        str(folder), dtype="float32", enable_prefix_caching=False, kv_memory="16MiB", threads=1
+        str(folder),
+        dtype="float32",
+        enable_prefix_caching=False,
+        repair_when_idle=False,
+        kv_memory="16MiB",
+        threads=1,
     ) as llm:
         yield llm
 

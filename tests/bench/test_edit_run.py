@@ -35,7 +35,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def llm(folder: str) -> Iterator[LLM]:
     with LLM(
-        folder, dtype="float32", enable_prefix_caching=False, kv_memory="16MiB", threads=1
+        folder,
+        dtype="float32",
+        enable_prefix_caching=False,
+        repair_when_idle=False,
+        kv_memory="16MiB",
+        threads=1,
     ) as llm:
         yield llm
 
@@ -141,14 +146,16 @@ def test_a_report_of_something_else_is_not_gone_on_with(llm: LLM) -> None:
             run(llm, file_edits(2), earlier=other)
 
 
-def test_a_model_with_prefix_caching_or_too_little_context_is_refused(
-    llm: LLM, folder: str
+@pytest.mark.parametrize("setting", ["enable_prefix_caching", "repair_when_idle"])
+def test_a_model_that_makes_edits_exact_is_refused(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
-    with (
-        LLM(folder, dtype="float32", kv_memory="4MiB", threads=1) as caching,
-        pytest.raises(RequestError, match="without prefix caching"),
-    ):
-        run(caching, file_edits(1))
+    monkeypatch.setattr(llm, "config", replace(llm.config, **{setting: True}))
+    with pytest.raises(RequestError, match=f"{setting}.* to False"):
+        run(llm, file_edits(1))
+
+
+def test_too_little_context_is_refused(llm: LLM) -> None:
     options = EditOptions(places=PlaceRule(5, 100, 500))
     with pytest.raises(RequestError, match="takes 512 tokens, and context and scored come to 600"):
         run_edits(llm, options, Source("here", []), limit=1)

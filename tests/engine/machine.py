@@ -61,6 +61,7 @@ class AnyMix(RuleBasedStateMachine):
             step_tokens=step_tokens,
             max_running=max_running,
             enable_prefix_caching=caching,
+            repair_when_idle=True,
         )
         self.read_text(BOOKS[0][:120])
 
@@ -170,6 +171,15 @@ class AnyMix(RuleBasedStateMachine):
             doc.repair()
             assert set(doc.provenance.tokens) <= {"exact"}
 
+    @rule(count=st.integers(1, 6))
+    def idle(self, count: int) -> None:
+        texts = [doc.tokens for doc in self.texts]
+        done = self.world.idle(count)
+        event("made more exact" if done else "nothing to make exact")
+        assert [doc.tokens for doc in self.texts] == texts
+        for doc in self.texts:
+            self.world.check_exact_part(doc.kv)
+
     @precondition(lambda self: self.texts)
     @rule(data=st.data(), share=st.floats(0, 1), steps=st.integers(0, 5))
     def repair_and_cancel(self, data: st.DataObject, share: float, steps: int) -> None:
@@ -233,9 +243,14 @@ class AnyMix(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "world"):
             return
-        for doc in self.texts:
-            doc.close()
         self.world.run()
+        assert self.world.idle(10_000) < 10_000, "the repairs do not come to an end"
+        for doc in self.texts:
+            all_exact = set(doc.provenance.tokens) <= {"exact", "forgotten"}
+            assert all_exact or self.world.engine.pool.free_blocks == 0
+            self.world.check_exact_part(doc.kv)
+            doc.close()
+        self.world.engine.release_abandoned()
         stats = self.world.engine.stats()
         event("preempted" if stats.preemptions else "not preempted")
         event("reused" if stats.prefix_hits else "nothing reused")

@@ -11,7 +11,7 @@ import pytest
 from kvloom.engine import idle as idle_module
 from kvloom.engine.idle import IdleWork
 from kvloom.kv.doc import KVDoc
-from tests.engine.worlds import BOOKS, fake_engine
+from tests.engine.worlds import BOOKS, fake_engine, greedy
 
 
 class FakeShelf(SimpleNamespace):
@@ -62,6 +62,37 @@ def test_the_oldest_go_when_too_many_wait(work: tuple[IdleWork, Any]) -> None:
     assert shelf.kept[0] == (BOOKS[0][:3], "2")
     assert shelf.closed
     assert not idle.has_work
+
+
+def test_documents_wait_for_a_quiet_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(idle_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    engine = fake_engine(repair_when_idle=True)
+    doc = engine.new_document()
+    doc.append(BOOKS[0][:60])
+    doc.close_tail()
+    idle = engine.idle
+    engine.repair_when_idle(doc)
+    assert idle.begins_in_s is None, "there is nothing to repair"
+    moved = engine.new_document()
+    moved.extend([doc.spans[0].sub(1, 60).at(0)])
+    engine.repair_when_idle(moved)
+    assert (idle.begins_in_s, engine.is_busy) == (idle_module.QUIET_S, False)
+    clock.now += idle_module.QUIET_S / 2
+    engine.submit(BOOKS[1][:10], greedy(1))
+    while engine.has_work:
+        engine.step()
+    assert idle.begins_in_s == idle_module.QUIET_S
+    clock.now += 1
+    assert engine.is_busy
+    engine.step_idle()
+    assert idle.begins_in_s is None
+    assert moved.exact_length() == 59
+    engine.repair_when_idle(moved)
+    engine.abandon(moved)
+    clock.now += 1
+    engine.step_idle()
+    assert not engine.is_busy
 
 
 @pytest.mark.parametrize("without", ["shelf", "prefixes"])

@@ -15,7 +15,7 @@ from tests.engine.worlds import BOOKS, TOKENIZER, fake_engine, greedy
 
 def waiting(engine: Engine, prompt: list[int], max_tokens: int = 5) -> Sequence:
     request_id = engine.submit(prompt, greedy(max_tokens))
-    (sequence,) = engine._requests[request_id].sequences
+    (sequence,) = engine._open.by_id[request_id].sequences
     return sequence
 
 

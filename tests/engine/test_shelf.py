@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from kvloom.store.chunk import Chunk
 from kvloom.store.disk import DiskStore
 from kvloom.store.key import hash_tenant
 from kvloom.store.ram import RamStore
+from kvloom.store.remote import FileBucket, RemoteStore
 from kvloom.store.tiered import TieredStore
 from kvloom.types import LayerSpec
 from tests.engine.worlds import BOOKS, TOKENIZER, expected_completion, fake_engine, greedy
@@ -246,6 +248,94 @@ def test_hanging_reads_are_skipped_until_they_end() -> None:
     assert shelf.counts["skipped"] == 2
 
 
+class Slow(FileBucket):
+    """A bucket that says what it has when it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.folder = str(folder)
+        self.asked = 0
+        self.may_answer = threading.Event()
+
+    def records(self, place: str | None) -> list[bytes]:
+        self.asked += 1
+        assert self.may_answer.wait(20)
+        return super().records(place)
+
+
+def far_store(bucket: Slow, near: list[int] | None = None) -> TieredStore:
+    """A store with a prompt in a far place, and another one near; the far place does not answer."""
+    far = RemoteStore(FileBucket(bucket.folder))
+    for prompt, tiers in ((PROMPT, (None, far)), (near, (None, None))):
+        store = TieredStore(RamStore(2**24), *tiers)
+        engine = shelved_engine(store)
+        if prompt is not None:
+            answer(engine, prompt)
+        idle(engine)
+        assert engine.memory.shelf is not None
+        engine.memory.shelf._scanner.drain(10)
+        store.flush()
+    ram: Any = store._ram
+    return TieredStore(ram, None, RemoteStore(bucket, timeout_s=30))
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[Slow]:
+    bucket = Slow(tmp_path)
+    yield bucket
+    bucket.may_answer.set()
+
+
+def test_a_far_place_that_takes_time_holds_up_those_only_whom_it_may_help(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf_module, "LOOKING_S", 60.0)
+    engine = shelved_engine(far_store(slow))
+    waits = engine.submit([*PROMPT, 5], greedy(1))
+    other = engine.submit(BOOKS[1][:9], greedy(20, ignore_eos=True))
+    events: list[Any] = []
+    while not events or events[-1].usage is None:
+        events += engine.step()
+    assert {event.request_id for event in events} == {other}
+    slow.may_answer.set()
+    while engine.has_work:
+        events += engine.step()
+    assert events[-1].request_id == waits
+    assert events[-1].usage.cached_tokens >= 150
+    engine.close()
+
+
+def test_what_is_near_is_used_while_a_far_place_hangs(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf_module, "LOOKING_S", 0.1)
+    engine = shelved_engine(far_store(slow, near=MORE))
+    shelf = engine.memory.shelf
+    assert shelf is not None
+    assert answer(engine, [*MORE, *PROMPT[:60]]).cached_tokens >= 100
+    assert slow.asked == 1
+    assert answer(engine, [*PROMPT, 5]).cached_tokens == 0
+    assert (slow.asked, shelf.counts["skipped"]) == (1, 1)
+    slow.may_answer.set()
+    assert shelf._late_look is not None
+    shelf._late_look.result(10)
+    monkeypatch.setattr(shelf_module, "LOOKING_S", 60.0)
+    assert engine.memory.tree is not None
+    engine.memory.tree.clear()
+    assert answer(engine, [*PROMPT, 5]).cached_tokens >= 150
+    engine.close()
+
+
+def test_a_far_place_is_asked_only_where_it_could_save_much(slow: Slow) -> None:
+    engine = shelved_engine(far_store(slow, near=MORE))
+    answer(engine, BOOKS[2][:30])
+    assert answer(engine, [*MORE, 5]).cached_tokens >= 100
+    assert answer(engine, [*MORE, 5, 6, 7]).cached_tokens >= 100
+    assert slow.asked == 0
+    engine.idle._waiting.clear()
+    engine.close()
+
+
 @pytest.mark.parametrize("blocks", [3, 4, 6])
 def test_a_pool_too_small_for_what_is_stored_computes(blocks: int) -> None:
     store = open_store()
@@ -307,7 +397,7 @@ def test_kv_of_every_format_comes_back_bit_for_bit(
     shelf = again.memory.shelf
     assert shelf is not None
     loading = shelf.look(PROMPT, 0, ANYBODY)
-    assert loading is not None
+    assert isinstance(loading, Loading)
     loading.wait(10)
     found = shelf.take(loading)
     assert (found.tokens, found.exact_length()) == (PROMPT, 150)

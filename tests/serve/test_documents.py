@@ -16,6 +16,7 @@ from kvloom import AsyncLLM
 from kvloom.serve.documents import ID_PATTERN, Documents, Lead
 from kvloom.serve.errors import TooManyDocumentsError
 from tests.model.tiny_models import tiny_llama, write_folder
+from tests.tolerances import TOLERANCE
 
 from .raw_client import RawClient
 from .running import RunningServer, assert_openai_error, eventually
@@ -154,6 +155,33 @@ def leftover(server: RunningServer) -> int:
         return int(engine.pool.used_bytes)
 
     return int(server.llm.loop.call(count).result(10))
+
+
+def test_a_document_becomes_exact_while_nothing_else_runs(tiny: RunningServer) -> None:
+    text = "def f(left, right):\n    return left + right\n" * 6
+    edits = [{"start": 30, "end": 34, "text": "some"}, {"start": 60, "end": 60, "text": "ab"}]
+    scores = []
+    for fidelity in ("shifted", "exact"):
+        # What the first became would answer for the second.
+        tiny.llm.loop.call(lambda engine: engine.memory.tree.clear()).result(10)
+        name = tiny.post(ROOT, {"text": text}).json()["id"]
+        body = {"edits": edits, "fidelity": fidelity}
+        edited = tiny.client.patch(f"{tiny.url}{ROOT}/{name}", json=body).json()
+        assert edited["fidelity"] == fidelity
+
+        def all_exact() -> bool:
+            return {each["fidelity"] for each in tiny.get(ROOT).json()["data"]} == {"exact"}
+
+        eventually(all_exact)
+        read = tiny.get(f"{ROOT}/{name}").json()
+        assert read["provenance"]["tokens"] == {"exact": read["num_tokens"]}
+        scores.append(tiny.post(f"{ROOT}/{name}/score", {"text": "    return 1"}).json())
+        assert tiny.client.delete(f"{tiny.url}{ROOT}/{name}").status_code == 200
+    repaired, exact = scores
+    assert repaired["fidelity"] == "exact"
+    close = TOLERANCE["float32"]["logits"]
+    assert repaired["logprobs"] == pytest.approx(exact["logprobs"], abs=close)
+    assert "kvloom_idle_repaired_rows_total 0.0" not in tiny.get("/metrics").text
 
 
 def test_ids_are_random_and_limits_hold_while_documents_are_made() -> None:

@@ -27,7 +27,7 @@ ENDLESS = {"prompt": TEXT, "max_tokens": 1500, "ignore_eos": True, "temperature"
 
 @pytest.fixture(scope="module")
 def real() -> Iterator[RunningServer]:
-    llm = AsyncLLM("default", dtype="float32", kv_memory="1GiB")
+    llm = AsyncLLM("default", dtype="float32", kv_memory="1GiB", repair_when_idle=False)
     with RunningServer(llm, served_model_name="smol") as server:
         yield server
 

@@ -42,7 +42,8 @@ def run_edits(
     """Measure edits until there are enough of them.
 
     Args:
-        llm: without prefix caching, else equal texts would answer for approximate ones.
+        llm: without prefix caching, else equal texts would answer for approximate ones, and
+            without repairs, else these would become exact.
         options: what is measured.
         source: the edits.
         limit: edits in all, those of the earlier report included.
@@ -53,8 +54,11 @@ def run_edits(
     Raises:
         RequestError: the earlier report is about something else, or there is no edit to measure.
     """
-    if llm.config.enable_prefix_caching:
-        raise RequestError("the bench of edits needs a model without prefix caching.")
+    if llm.config.enable_prefix_caching or llm.config.repair_when_idle:
+        raise RequestError(
+            "the bench of edits needs a model without prefix caching and without idle repairs; set "
+            "enable_prefix_caching and repair_when_idle to False."
+        )
     longest, most = options.places.context + options.places.scored, llm.spec.max_positions
     if longest > most:
         raise RequestError(

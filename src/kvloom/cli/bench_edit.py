@@ -186,8 +186,10 @@ def _run(
         from kvloom.bench.edit_run import run_edits
 
         settings: dict[str, Any] = {**options.settings, "progress": progress}
-        # Exact documents would answer for the equal text of approximate ones.
-        with LLM(options.model, enable_prefix_caching=False, **settings) as llm:
+        # Exact documents would answer for the equal text of approximate ones, and approximate ones
+        # would become exact.
+        settings |= {"enable_prefix_caching": False, "repair_when_idle": False}
+        with LLM(options.model, **settings) as llm:
             return run_edits(
                 llm, options, source, limit=limit, earlier=earlier, keep=keep, progress=progress
             )

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from kvloom.engine.request import Sequence
-from kvloom.engine.shelf import Shelf
+from kvloom.engine.shelf import Looking, Shelf
 from kvloom.kv.copying import append_copies
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
@@ -168,9 +168,13 @@ class EngineMemory:
         self.protect(fork)
         return fork
 
+    def known_spans(self, tokens: list[int]) -> list[Span]:
+        """Return the exact KV that others may reuse of these tokens' beginning."""
+        return [] if self.tree is None else self.tree.match(tokens)
+
     def known_prefix(self, tokens: list[int]) -> int:
         """Return how many leading tokens have exact KV that others may reuse."""
-        return 0 if self.tree is None else sum(span.length for span in self.tree.match(tokens))
+        return sum(span.length for span in self.known_spans(tokens))
 
     def publish(self, doc: KVDoc) -> None:
         """Let others reuse what a document holds."""
@@ -223,8 +227,12 @@ class EngineMemory:
             tokens = sequence.tokens[:limit]
             request.loading = shelf.look(tokens, self.known_prefix(tokens), request.tenant)
         loading = request.loading
+        if isinstance(loading, Looking) and loading.over:
+            loading = request.loading = shelf.load(loading)
         if loading is None:
             return False
+        if isinstance(loading, Looking):
+            return True
         if not loading.over:
             return True
         request.loading = None

@@ -15,7 +15,7 @@ from torch import Tensor
 from kvloom.decode.accept import Emission, GenerationState
 from kvloom.decode.state import DrawKey
 from kvloom.engine.scoring import Scoring
-from kvloom.engine.shelf import Loading
+from kvloom.engine.shelf import Loading, Looking
 from kvloom.errors import KvloomError
 from kvloom.kv.doc import KVDoc
 from kvloom.outputs import Provenance, StreamChunk, TokenLogprobs, Usage
@@ -59,7 +59,7 @@ class Request:
     tenant: str = ""
     storable: bool = True
     asked_store: bool = False
-    loading: Loading | None = None
+    loading: Looking | Loading | None = None
     sequences: list[Sequence] = field(default_factory=list)
     cached_tokens: int | None = None
     computed_tokens: int = 0

@@ -6,6 +6,7 @@ Does not know: how a document is kept or changed.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -75,7 +76,9 @@ async def create(body: CreateBody, request: Request, service: Parts, owner: Owne
 @router.get("")
 async def list_documents(service: Parts, owner: Owner) -> Response:
     """List the documents of this API key, oldest first."""
-    data = [_fields(service, held) for held in service.documents.of(owner)]
+    found = service.documents.of(owner)
+    await asyncio.gather(*map(service.documents.refresh, found))
+    data = [_fields(service, held) for held in found]
     return JSONResponse({"object": "list", "data": data})
 
 
@@ -163,6 +166,7 @@ async def fork(
 @router.post("/{document_id}/score")
 async def score(body: ScoreBody, held: Held, request: Request, service: Parts) -> Response:
     """Return the log-probability of each token of a text behind the document."""
+    await service.documents.refresh(held)
     snapshot = held.snapshot()
     scoring = held.document.score(body.text)
     logprobs = await service.guard.run(scoring, request.receive)

@@ -252,6 +252,11 @@ class Documents:
             held.note_states(provenance.tokens.keys())
         return provenance, nbytes
 
+    async def refresh(self, held: HeldDocument) -> None:
+        """Take note if a document has become exact while nothing else ran."""
+        if held.fidelity != "exact":
+            await self.provenance(held)
+
     async def _carried_out(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what `work` returns; it goes on when nobody waits for it."""
         task = asyncio.create_task(work)

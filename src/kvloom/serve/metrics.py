@@ -44,6 +44,8 @@ COUNTERS = {
     "steps": "Forward passes.",
     "prefix_hits": "Admissions that reused at least one token.",
     "prefix_queries": "Admissions that looked for reusable tokens.",
+    "idle_repaired_rows": "Rows of documents that were made exact while nobody waited.",
+    "idle_repair_failures": "Documents that could not be made exact while nobody waited.",
 }
 
 
