@@ -350,12 +350,9 @@ class World:
             self.engine.release_abandoned()
             if self.engine.idle.begins_in_s is None:
                 return done
-            free = self.engine.pool.free_blocks
-            known = 0 if self.engine.memory.tree is None else self.engine.memory.tree.num_leaves
+            held = {doc: doc.length for doc in self.engine.memory.idle}
             self.engine.idle.step()
-            assert free > 0
-            if self.engine.memory.tree is not None:
-                assert self.engine.memory.tree.num_leaves >= known, "forgot something for it"
+            assert {doc: doc.length for doc in self.engine.memory.idle} == held, "forgot a document"
             self.check_step()
         return max_steps
 

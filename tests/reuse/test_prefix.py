@@ -128,6 +128,25 @@ def test_least_recently_used_ends_go_first_and_free_what_was_asked() -> None:
     check_books(tree)
 
 
+def test_what_was_used_since_a_moment_or_is_shown_by_others_may_be_left() -> None:
+    pool = new_pool()
+    tree = PrefixTree(pool, ROOT)
+    docs = [document(pool, [number, *BOOK[:100]]) for number in range(1, 5)]
+    for doc in docs:
+        tree.insert(doc)
+    shown, *rest = docs
+    for doc in rest:
+        doc.close()
+    moment = tree.now
+    tree.match(docs[0].tokens[:1] + BOOK[:10])
+    tree.match([2, *BOOK[:5]])
+    assert tree.evict(100, moment) == 4
+    assert [len(found(tree.match([n, *BOOK[:100]]))) for n in range(1, 5)] == [101, 101, 0, 0]
+    assert tree.evict(100, tree.now) == 2, "of the one that is shown nothing would come back"
+    check_books(tree, shown)
+    assert len(found(tree.match([1, *BOOK[:100]]))) == 101
+
+
 def test_a_shared_beginning_outlives_its_ends() -> None:
     pool = new_pool()
     tree = PrefixTree(pool, ROOT)

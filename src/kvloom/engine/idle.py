@@ -58,6 +58,8 @@ class IdleWork:
     def note_work(self) -> None:
         """Take note that somebody was served: what follows often comes soon."""
         self._quiet_since_s = time.monotonic()
+        if self._repairer is not None:
+            self._repairer.note_work()
 
     def repair(self, doc: KVDoc, tenant: str) -> None:
         """Make a held document exact when there is time, for whoever `hash_tenant` names."""

@@ -176,6 +176,17 @@ class EngineMemory:
         """Return how many leading tokens have exact KV that others may reuse."""
         return sum(span.length for span in self.known_spans(tokens))
 
+    @property
+    def moment(self) -> int:
+        """A moment behind all uses of prefixes so far."""
+        return 0 if self.tree is None else self.tree.now
+
+    def make_spare_room(self, num_blocks: int, moment: int) -> None:
+        """Free blocks by forgetting prefixes that nobody has used since a moment, and no more."""
+        missing = num_blocks - self.pool.free_blocks
+        if missing > 0 and self.tree is not None:
+            self.tree.evict(missing, moment)
+
     def publish(self, doc: KVDoc) -> None:
         """Let others reuse what a document holds."""
         if self.tree is not None:

@@ -16,7 +16,7 @@ from itertools import count
 
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
-from kvloom.kv.pool import Pool
+from kvloom.kv.pool import PAGE_SLOTS, Pool, blocks_for
 from kvloom.kv.span import Span
 
 
@@ -83,10 +83,22 @@ class PrefixTree:
             exact -= part.length
             node = self._insert_span(node, part, now)
 
-    def evict(self, num_blocks: int) -> int:
-        """Forget least recently used ends of prefixes until blocks are free; return how many."""
+    @property
+    def now(self) -> int:
+        """A moment behind all uses so far."""
+        return next(self._clock)
+
+    def evict(self, num_blocks: int, moment: int | None = None) -> int:
+        """Forget least recently used ends of prefixes until blocks are free; return how many.
+
+        Args:
+            num_blocks: how many are wanted.
+            moment: forget only what was not used since, and gives blocks back; None takes all.
+        """
         before = self.pool.free_blocks
-        leaves = [(leaf.last_used, id(leaf), leaf) for leaf in self._leaves()]
+        leaves = [
+            (leaf.last_used, id(leaf), leaf) for leaf in self._leaves() if self._goes(leaf, moment)
+        ]
         heapq.heapify(leaves)
         while leaves and self.pool.free_blocks - before < num_blocks:
             _, _, leaf = heapq.heappop(leaves)
@@ -95,7 +107,7 @@ class PrefixTree:
             self.pool.release(*leaf.span.pool_slots)
             parent = leaf.parent
             del parent.children[leaf.tokens[0]]
-            if not parent.children and parent.span is not None:
+            if not parent.children and parent.span is not None and self._goes(parent, moment):
                 heapq.heappush(leaves, (parent.last_used, id(parent), parent))
         return self.pool.free_blocks - before
 
@@ -133,6 +145,15 @@ class PrefixTree:
             done += length
             node = child
         return node
+
+    def _goes(self, node: _Node, moment: int | None) -> bool:
+        """Whether an end may be forgotten: always, or if it is old and nobody else shows it."""
+        if moment is None:
+            return True
+        assert node.span is not None
+        first, stop = node.span.pool_slots
+        owners = self.pool.owners()[first // PAGE_SLOTS : blocks_for(stop)]
+        return node.last_used < moment and bool((owners == 1).any())
 
     def _split(self, node: _Node, length: int) -> _Node:
         """Cut a node in two; return the first part."""
