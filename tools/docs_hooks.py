@@ -52,6 +52,7 @@ MEANINGS = {
     "t_max_prompt_ms": "accepted, changes nothing",
     "text": "text",
     "version": "the version that the client knows; another one is a 409",
+    "cache_salt": "a text; KV is reused only among requests that send the same, see [keys](#keys)",
     "echo": "put the prompt before each completion; with `logprobs` its tokens are scored as well",
     "include_usage": "end the stream with a chunk that holds `usage`",
     "logprobs": "report log-probabilities",

@@ -8,6 +8,7 @@ import pytest
 
 from kvloom.errors import CapacityError, RequestError
 from kvloom.outputs import StreamChunk
+from kvloom.store.key import ANYBODY
 from tests.engine.machine import AnyMix, run_machine
 from tests.engine.worlds import BOOKS, Held, World, fake_engine, greedy
 from tests.fake_model import VOCAB_SIZE
@@ -98,7 +99,7 @@ def test_another_fingerprint_never_hits() -> None:
         one.step()
     assert one.memory.tree is not None
     assert other.memory.tree is not None
-    spans = one.memory.tree.match(prompt)
+    spans = one.memory.tree.match(prompt, ANYBODY)
     assert sum(span.length for span in spans) == 130
     # By force: the same tokens computed under the other fingerprint.
     foreign = one.memory.tree
@@ -180,7 +181,7 @@ def test_a_request_without_room_forgets_nothing() -> None:
     world.step()
     assert not running.done
     assert world.engine.memory.tree is not None
-    assert len(world.engine.memory.tree.match(LETTERS[:60])) == 1
+    assert len(world.engine.memory.tree.match(LETTERS[:60], ANYBODY)) == 1
     world.run()
 
 

@@ -20,7 +20,6 @@ from kvloom.engine import holdings as holdings_module
 from kvloom.engine import joining as joining_module
 from kvloom.engine.building import Building
 from kvloom.engine.chunks import MAX_VARIANTS, Variant
-from kvloom.engine.engine import ANYBODY
 from kvloom.engine.joining import TokenPart
 from kvloom.engine.parts import Chunk, join_tokens
 from kvloom.engine.shelf import Shelf
@@ -28,7 +27,7 @@ from kvloom.errors import CapacityError, KvloomError, RequestError, UnsupportedM
 from kvloom.outputs import EditReceipt, Fidelity
 from kvloom.reuse.planner import PLANNERS
 from kvloom.store.disk import DiskStore
-from kvloom.store.key import hash_tenant, hash_tokens
+from kvloom.store.key import ANYBODY, hash_tenant, hash_tokens
 from kvloom.store.ram import RamStore
 from kvloom.store.tiered import TieredStore
 from tests.engine.worlds import BOOKS, TOKENIZER, check_states, expected_completion, greedy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from kvloom import LLM, Document
 from kvloom.engine import idle as idle_module
 from kvloom.engine import repairer as repairer_module
+from kvloom.kv.views import views_of
+from kvloom.store.key import ANYBODY, hash_tenant
 from tests.engine.worlds import (
     BOOKS,
     TOKENIZER,
@@ -118,6 +121,21 @@ def test_pieces_are_small_and_documents_of_others_stay(fidelity: str) -> None:
     check_exact(made, doc)
 
 
+def test_pieces_lie_behind_each_other_where_there_is_a_run_for_all() -> None:
+    made = world(blocks=60)
+    fillers = [made.engine.new_document() for _ in range(32)]
+    for filler in fillers:
+        filler.append([3] * 64)
+        filler.close_tail()
+    doc = document(made, 390, "exact")
+    for filler in fillers[::2]:
+        made.engine.release(filler)
+    doc.edit(20, 20, "z", fidelity="shifted")
+    made.idle(ENOUGH)
+    assert len(views_of(doc.kv)) <= 4
+    check_exact(made, doc)
+
+
 def test_what_is_known_is_not_computed() -> None:
     made = world(enable_prefix_caching=True)
     doc = document(made)
@@ -131,9 +149,10 @@ def test_what_is_known_is_not_computed() -> None:
 def test_what_has_become_exact_answers_for_others() -> None:
     made = world(enable_prefix_caching=True)
     doc = document(made)
-    assert made.engine.memory.known_prefix(doc.tokens) < 20
+    assert made.engine.memory.known_prefix(doc.tokens, ANYBODY) < 20
     made.idle(ENOUGH)
-    assert made.engine.memory.known_prefix(doc.tokens) == len(doc.tokens)
+    assert made.engine.memory.known_prefix(doc.tokens, ANYBODY) == len(doc.tokens)
+    assert made.engine.memory.known_prefix(doc.tokens, hash_tenant("another")) == 0
 
 
 def test_prefixes_make_room_that_nobody_used_since_the_edit() -> None:
@@ -150,7 +169,7 @@ def test_prefixes_make_room_that_nobody_used_since_the_edit() -> None:
     hog = made.engine.new_document()
     hog.append([3] * (64 * made.engine.pool.free_blocks))
     made.engine.memory.protect(hog)
-    known = made.engine.memory.known_prefix
+    known = partial(made.engine.memory.known_prefix, tenant=ANYBODY)
     assert [known(prompt) for prompt in (used, new)] == [127, 127]
     rows = made.engine.stats().idle_repaired_rows
     assert 0 < made.idle(ENOUGH) < ENOUGH

@@ -17,14 +17,15 @@ from kvloom.config import EngineConfig
 from kvloom.decode.detokenize import TextDecoder
 from kvloom.engine import idle as idle_module
 from kvloom.engine import shelf as shelf_module
-from kvloom.engine.engine import ANYBODY, Engine
+from kvloom.engine.engine import Engine
 from kvloom.engine.shelf import Loading, Shelf
 from kvloom.kv.carrying import carried_out
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.pool import Pool
 from kvloom.store.chunk import Chunk
 from kvloom.store.disk import DiskStore
-from kvloom.store.key import hash_tenant
+from kvloom.store.key import ANYBODY, hash_tenant
+from kvloom.store.prefix import Step
 from kvloom.store.ram import RamStore
 from kvloom.store.remote import FileBucket, RemoteStore
 from kvloom.store.tiered import TieredStore
@@ -56,7 +57,7 @@ def shelved_engine(store: Any, fingerprint: bytes = b"one model", **settings: An
     return engine
 
 
-def answer(engine: Engine, prompt: list[int], tenant: str = "") -> Any:
+def answer(engine: Engine, prompt: list[int], tenant: str = ANYBODY) -> Any:
     """Run a request to its end and return its usage."""
     engine.submit(prompt, greedy(2), tenant=tenant)
     tokens: list[int] = []
@@ -111,7 +112,7 @@ def test_others_find_nothing(tmp_path: Path) -> None:
     answer(engine, PROMPT, ALICE)
     engine.close()
     for tenant, fingerprint, found in (
-        ("", b"one model", False),
+        (ANYBODY, b"one model", False),
         (hash_tenant("bob"), b"one model", False),
         (ALICE, b"another", False),
         (ALICE, b"one model", True),
@@ -130,8 +131,8 @@ def test_inexact_kv_is_never_shelved(tmp_path: Path) -> None:
     engine.pool.write(0, torch.from_numpy(slots), torch.ones(1, 100, 2), torch.ones(1, 100, 2))
     other.close_tail()
     doc.extend([other.spans[0].sub(10, 100).at(0)])
-    engine.memory.publish(doc)
-    engine.memory.publish(doc)
+    engine.memory.publish(doc, ANYBODY)
+    engine.memory.publish(doc, ANYBODY)
     engine.idle.put_by(doc.tokens, ANYBODY)
     idle(engine)
     assert engine.memory.shelf is not None
@@ -236,9 +237,11 @@ def test_hanging_reads_are_skipped_until_they_end() -> None:
     running: Future[Any] = Future()
     running.set_running_or_notify_cancel()
     waiting: Future[Any] = Future()
-    steps: Any = [None, None]
+    nothing: Any = None
+    steps = [Step(nothing, 40), Step(nothing, 9)]
     shelf.take(Loading(steps, [running, waiting], 0.0)).close()
     assert waiting.cancelled()
+    assert (shelf.counts["missed"], shelf.counts["missed_tokens"]) == (1, 49)
     store.gives = lambda chunk: chunk
     for _ in range(2):
         assert shelf.look(PROMPT, 0, ANYBODY) is None
@@ -389,7 +392,7 @@ def test_kv_of_every_format_comes_back_bit_for_bit(
             shape = (spec.kv_heads, len(part), 8)
             first.pool.write(layer, slots, torch.randn(shape), torch.randn(shape))
         doc.close_tail()
-    first.memory.publish(doc)
+    first.memory.publish(doc, ANYBODY)
     first.idle.put_by(PROMPT, ANYBODY)
     wanted = carried_out(first.pool, doc.spans)
     first.close()

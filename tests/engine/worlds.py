@@ -27,7 +27,9 @@ from kvloom.kv.doc import KVDoc
 from kvloom.kv.pool import block_bytes
 from kvloom.outputs import StreamChunk, Usage
 from kvloom.params import SamplingParams
+from kvloom.reuse.prefix import common_prefix
 from kvloom.reuse.retokenize import Retokenizer
+from kvloom.store.key import ANYBODY
 from kvloom.types import Rows
 from tests.fake_model import EOS, VOCAB_SIZE, FakeRunner, LetterTokenizer, Oracle
 
@@ -106,6 +108,7 @@ class Asked:
         score_from: row whose successors are scored; None for none.
         chunks: what came, by completion.
         done: whether its last event has come.
+        tenant: whose it is.
     """
 
     prompt: list[int]
@@ -116,6 +119,7 @@ class Asked:
     computed: Computed | None = None
     failed: Failed | None = None
     done: bool = False
+    tenant: str = ANYBODY
 
     def tokens(self, index: int = 0) -> list[int]:
         return [token for chunk in self.chunks[index] for token in chunk.token_ids]
@@ -148,6 +152,7 @@ class Held:
 
     tokens: list[int]
     kv: KVDoc
+    tenant: str = ANYBODY
 
 
 class SteppedLoop:
@@ -199,6 +204,8 @@ class World:
         self.asked: dict[str, Asked] = {}
         self.docs: list[Held] = []
         self.mailboxes: dict[str, Mailbox] = {}
+        self.submitted: dict[str, tuple[str, list[int]]] = {}
+        self._submit, self.engine.submit = self.engine.submit, self._note  # type: ignore[method-assign]
         self.loop = SteppedLoop(self)
         self.tokenizer, self.spec = TOKENIZER, self.runner.spec
         self.retokenizer = Retokenizer(TOKENIZER)
@@ -211,6 +218,12 @@ class World:
     def open(self) -> list[str]:
         return [name for name, asked in self.asked.items() if not asked.done]
 
+    def _note(self, tokens: Sequence[int], *given: Any, **wishes: Any) -> str:
+        """Submit, whoever asks, and note what was computed for whom."""
+        name = self._submit(tokens, *given, **wishes)
+        self.submitted[name] = (wishes.get("tenant", ANYBODY), list(tokens))
+        return name
+
     def submit(
         self,
         prompt: Sequence[int],
@@ -218,12 +231,15 @@ class World:
         *,
         held: Held | None = None,
         score_from: int | None = None,
+        tenant: str = ANYBODY,
     ) -> Asked:
-        asked = Asked(list(prompt), params, score_from)
+        tenant = tenant if held is None else held.tenant
+        asked = Asked(list(prompt), params, score_from, tenant=tenant)
         name = self.engine.submit(
             asked.prompt,
             params,
             base=None if held is None else held.kv,
+            tenant=tenant,
             score_from=score_from,
             keep_logits=score_from is not None,
         )
@@ -243,6 +259,7 @@ class World:
             asked.take(event)
             if asked.done:
                 self.check_answer(asked)
+                self.check_whose(event.request_id)
         self.check_step()
 
     def run(self, max_steps: int = 40_000) -> None:
@@ -294,6 +311,25 @@ class World:
             assert asked.computed.doc.exact_length() == len(asked.prompt)
         self._check_usage(asked, asked.usage)
 
+    def check_whose(self, name: str) -> None:
+        """Check that what was reused had been computed for the same tenant."""
+        asked, usage = self.asked[name], self.asked[name].usage
+        if usage is None or usage.preemptions:  # preempted, it finds what it computed itself
+            return
+        others = [
+            tokens
+            for other, (whose, tokens) in self.submitted.items()
+            if other != name and whose == asked.tenant
+        ]
+        others += [
+            [*other.prompt, *other.tokens(index)]
+            for other in self.asked.values()
+            if other is not asked and other.tenant == asked.tenant
+            for index in other.chunks
+        ]
+        known = max((common_prefix(asked.prompt, tokens) for tokens in others), default=0)
+        assert usage.cached_tokens <= known, "KV of another tenant answered"
+
     def _check_completions(self, asked: Asked, params: SamplingParams) -> None:
         assert sorted(asked.chunks) == list(range(params.n))
         for index, chunks in asked.chunks.items():
@@ -337,9 +373,11 @@ class World:
             assert usage.time_to_first_token_s is not None
         assert set(usage.provenance.tokens) <= {"exact"}
 
-    def compute(self, tokens: Sequence[int], held: Held | None = None) -> KVDoc | None:
+    def compute(
+        self, tokens: Sequence[int], held: Held | None = None, tenant: str = ANYBODY
+    ) -> KVDoc | None:
         """Compute a document's KV to the end; None if there is no room for it now."""
-        asked = self.submit(tokens, None, held=held)
+        asked = self.submit(tokens, None, held=held, tenant=tenant)
         while not asked.done:
             self.step()
         return None if asked.computed is None else asked.computed.doc

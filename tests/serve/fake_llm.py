@@ -20,6 +20,7 @@ from typing import Any
 
 from kvloom.config import EngineConfig
 from kvloom.engine.joining import TokenPart
+from kvloom.engine.tenants import tenant_of
 from kvloom.errors import CapacityError, RequestError
 from kvloom.outputs import (
     EditReceipt,
@@ -89,8 +90,11 @@ class FakeTokenizer:
 class FakeDocument:
     """A text whose KV is nothing but a note of what was done to it."""
 
-    def __init__(self, llm: FakeAsyncLLM, tokens: list[int], states: dict[str, int]) -> None:
+    def __init__(
+        self, llm: FakeAsyncLLM, tokens: list[int], states: dict[str, int], tenant: str
+    ) -> None:
         self.llm = llm
+        self.tenant = tenant
         self.tokens = tokens
         self.states = states
         self.receipt: EditReceipt | None = None
@@ -138,7 +142,7 @@ class FakeDocument:
         return self._receipt("exact", len(self.tokens), 0)
 
     async def fork(self) -> FakeDocument:
-        return FakeDocument(self.llm, list(self.tokens), dict(self.states))
+        return FakeDocument(self.llm, list(self.tokens), dict(self.states), self.tenant)
 
     async def score(self, text: str) -> list[float]:
         if not text:
@@ -173,6 +177,7 @@ class FakeAsyncLLM:
         self.tokenizer = FakeTokenizer(controls)
         self.spec = ModelSpec((), VOCAB_SIZE, max_model_len, "movable")
         self.config = EngineConfig(max_model_len=max_model_len)
+        self.store = None
         self.max_live = max_live
         self.delay_s = 0.0
         self.hold_after: int | None = None
@@ -190,7 +195,7 @@ class FakeAsyncLLM:
         self._known: set[tuple[int, ...]] = set()
         self.tokens_given = 0
         self.finished: Counter[str] = Counter()
-        self._seen: set[tuple[int, ...]] = set()
+        self._seen: set[tuple[str | int, ...]] = set()
 
     async def stats(self) -> EngineStats:
         if self.stats_failure is not None:
@@ -213,12 +218,13 @@ class FakeAsyncLLM:
         base: Any = None,
         *,
         exact_only: bool = False,
+        tenant: str,
     ) -> AsyncGenerator[StreamChunk, None]:
         self.bases.append((base, exact_only))
         self._check(tokens)
         self.submitted.append((tokens, params))
-        cached = len(tokens) - 1 if tuple(tokens) in self._seen else 0
-        self._seen.add(tuple(tokens))
+        cached = len(tokens) - 1 if (tenant, *tokens) in self._seen else 0
+        self._seen.add((tenant, *tokens))
         self.live += 1
         self.peak_live = max(self.peak_live, self.live)
         reason = "abort"
@@ -254,9 +260,11 @@ class FakeAsyncLLM:
             self.live -= 1
             self.finished[reason] += 1
 
-    async def document(self, text: str | Sequence[int]) -> FakeDocument:
+    async def document(
+        self, text: str | Sequence[int], *, cache_salt: str | None = None
+    ) -> FakeDocument:
         assert not isinstance(text, str)
-        document = FakeDocument(self, [], {"exact": len(text)})
+        document = FakeDocument(self, [], {"exact": len(text)}, tenant_of(cache_salt))
         await document._become(list(text))
         return document
 
@@ -267,9 +275,10 @@ class FakeAsyncLLM:
         fidelity: Fidelity,
         share: float,
         planner: str,
+        tenant: str,
     ) -> FakeDocument:
         self.joins.append((list(parts), fidelity, share, planner))
-        document = FakeDocument(self, [], {})
+        document = FakeDocument(self, [], {}, tenant)
         await document._become([token for part in parts for token in part.tokens])
         reusable = [part.tokens for part in parts if part.reusable]
         moved = sum(map(len, reusable))

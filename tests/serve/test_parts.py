@@ -11,6 +11,7 @@ from kvloom.outputs import Fidelity
 from kvloom.serve.content import ChunkPart
 from kvloom.serve.documents import Snapshot
 from kvloom.serve.parts import PromptPart, cut_end, is_joined, joined
+from kvloom.store.key import ANYBODY
 
 from .running import RunningServer, assert_openai_error, events_of
 
@@ -32,21 +33,21 @@ def chunk(*tokens: int) -> PromptPart:
 
 def test_the_first_part_gives_its_kv() -> None:
     first, second = document([1, 2]), document([3])
-    assert joined([first, second, text(4)]).tokens == [1, 2, 3, 4]
-    assert joined([first, second, text(4)]).base is first.source.kv  # type: ignore[union-attr]
-    assert joined([text(4), first]).base is None
-    assert joined([text(4), first]).tokens == [4, 1, 2]
-    assert joined([chunk(4), first]).base is None
-    assert joined([document([1, 2], num_lead=1)]).base is None
-    assert joined([]).tokens == []
-    assert joined([first]).followed_by([9]).tokens == [1, 2, 9]
+    assert joined([first, second, text(4)], ANYBODY).tokens == [1, 2, 3, 4]
+    assert joined([first, second, text(4)], ANYBODY).base is first.source.kv  # type: ignore[union-attr]
+    assert joined([text(4), first], ANYBODY).base is None
+    assert joined([text(4), first], ANYBODY).tokens == [4, 1, 2]
+    assert joined([chunk(4), first], ANYBODY).base is None
+    assert joined([document([1, 2], num_lead=1)], ANYBODY).base is None
+    assert joined([], ANYBODY).tokens == []
+    assert joined([first], ANYBODY).followed_by([9]).tokens == [1, 2, 9]
 
 
 @pytest.mark.parametrize("wanted", [None, *get_args(Fidelity)])
 @pytest.mark.parametrize("has", get_args(Fidelity))
 def test_kv_is_not_worse_than_was_asked_for(has: Fidelity, wanted: Fidelity | None) -> None:
     ranks = {"shifted": 0, "repaired": 1, "exact": 2, None: 0}
-    ask = joined([document([1], has), text(2)], wanted)
+    ask = joined([document([1], has), text(2)], ANYBODY, wanted)
     assert ask.exact_only == (ranks[has] < ranks[wanted])
 
 

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from kvloom.engine.computing import carry_out, compute, document_of, forked, repair
+from kvloom.engine.computing import carry_out, document_of, forked, repair
 from kvloom.engine.engine import Engine
 from kvloom.engine.fidelity import REPAIRED_SHARE, SINK_TOKENS, Approximation, check_edit
 from kvloom.engine.kept_text import KeptText
 from kvloom.engine.prompts import Prompt, tokenize
+from kvloom.engine.tenants import tenant_of
 from kvloom.errors import RequestError
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.edit import Transplant
@@ -159,7 +160,7 @@ class Document(KeptText):
             values: take the values.
 
         Raises:
-            RequestError: a document has no such range, or its tokens differ.
+            RequestError: a document has no such range, its tokens differ, or so does its salt.
             UnsupportedModelError: the model's positions cannot be moved.
             CapacityError: the KV memory cannot hold the new document; the old one is unchanged.
         """
@@ -167,6 +168,11 @@ class Document(KeptText):
         if source._llm.loop is not self._llm.loop:
             raise RequestError(
                 "The source belongs to another model; give a document of the same one.",
+                param="source",
+            )
+        if source.tenant != self.tenant:
+            raise RequestError(
+                "The source has another cache_salt; give a document with the same one.",
                 param="source",
             )
         stop = start + source_stop - source_start
@@ -178,7 +184,7 @@ class Document(KeptText):
 
             asked = self._call(plan)
             require_movable(asked, self._llm.spec)
-            built, rows = carry_out(self._llm.loop, kv, asked)
+            built, rows = carry_out(self._llm.loop, kv, asked, tenant=self.tenant)
         self._stays_as_it_is = True
         self._become(self._tokens, built)
         return self._receipt("shifted", TokenEdit((), False, True), rows, begun)
@@ -192,7 +198,8 @@ class Document(KeptText):
             return kv
 
         kv = document_of(self._llm.loop, fork)
-        return Document(self._llm, self._tokens, kv, stays_as_it_is=self._stays_as_it_is)
+        stays = self._stays_as_it_is
+        return Document(self._llm, self._tokens, kv, tenant=self.tenant, stays_as_it_is=stays)
 
     def _edit(self, found: TokenEdit, wanted: Approximation, begun: float) -> EditReceipt:
         """Carry out an edit of tokens."""
@@ -211,7 +218,7 @@ class Document(KeptText):
         with self._whole() as kv:
             plan = self._call(lambda _: kv.apply(found.edit))
             require_movable(plan, self._llm.spec)
-            built, rows = carry_out(loop, kv, plan, wanted.baseline)
+            built, rows = carry_out(loop, kv, plan, wanted.baseline, tenant=self.tenant)
         if wanted.fidelity == "repaired":
             marked = None
             if wanted.rule.wants_marks:
@@ -226,7 +233,7 @@ class Document(KeptText):
         """Become these tokens, with the KV that a fresh prefill would have."""
         rows = 0
         if tokens:
-            computed = compute(self._llm.loop, tokens, self._kv, exact_only=True)
+            computed = self._compute(tokens, exact_only=True)
             self._stays_as_it_is = False
             self._become(tokens, computed.doc)
             rows = computed.usage.computed_tokens
@@ -266,12 +273,17 @@ class Document(KeptText):
         return self.receipt
 
 
-def make_document(llm: Host, text: Prompt) -> Document:
+def make_document(llm: Host, text: Prompt, cache_salt: str | None = None) -> Document:
     """Return a document of this text whose KV is computed and kept.
+
+    Args:
+        llm: whose document it is.
+        text: its text, or token ids.
+        cache_salt: keeps the KV from all who do not give the same.
 
     Raises:
         RequestError: the text is longer than the model's context or the KV memory.
     """
-    document = Document(llm)
+    document = Document(llm, tenant=tenant_of(cache_salt))
     document.append_tokens(tokenize(llm.tokenizer, text)[1])
     return document

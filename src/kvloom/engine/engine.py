@@ -40,11 +40,10 @@ from kvloom.reuse.repair import Repair
 from kvloom.reuse.select import Selector
 from kvloom.sched.job import Job, JobState
 from kvloom.sched.scheduler import Scheduler, Share
-from kvloom.store.key import hash_tenant
+from kvloom.store.key import ANYBODY
 from kvloom.types import Forward, KVLayout, SlotRange
 
 logger = logging.getLogger(__name__)
-ANYBODY = hash_tenant("")
 LOADING_WAIT_S = 0.02
 """Steps with nothing to run wait so long for the store."""
 EDIT_WAIT_S = 0.002
@@ -126,7 +125,7 @@ class Engine:
         *,
         base: KVDoc | None = None,
         exact_only: bool = False,
-        tenant: str = "",
+        tenant: str = ANYBODY,
         score_from: int | None = None,
         keep_logits: bool = False,
         storable: bool = True,
@@ -138,7 +137,7 @@ class Engine:
             params: how to generate; None computes the KV and ends with `Computed`.
             base: a document whose KV the prompt may start with.
             exact_only: take of it what equals a fresh prefill, and no more.
-            tenant: whose stored KV may answer, as `hash_tenant` gives it.
+            tenant: whose KV may answer, and whose this becomes, as `hash_tenant` gives it.
             score_from: score the prompt's tokens behind this row.
             keep_logits: give the logits of the scored rows as well.
             storable: store the prompt's KV when there is time.
@@ -152,7 +151,7 @@ class Engine:
             self.limits,
             prompt_tokens,
             params,
-            Wishes(base, exact_only, tenant or ANYBODY, score_from, keep_logits, storable),
+            Wishes(base, exact_only, tenant, score_from, keep_logits, storable),
         )
         request.reuse_prefix = self.config.enable_prefix_caching
         self._open.add(request)
@@ -234,14 +233,14 @@ class Engine:
         """Keep a document that a user holds; its KV is forgotten when room is needed."""
         self.memory.hold(doc)
 
-    def repair_when_idle(self, doc: KVDoc, tenant: str = "") -> None:
+    def repair_when_idle(self, doc: KVDoc, tenant: str) -> None:
         """Make a held document exact while nobody waits, where the settings allow it.
 
         Args:
             doc: keeps its tokens; what is not exact of its KV is replaced, piece by piece.
             tenant: whose it is, as `hash_tenant` gives it.
         """
-        self.idle.repair(doc, tenant or ANYBODY)
+        self.idle.repair(doc, tenant)
 
     def release(self, doc: KVDoc) -> None:
         """Let go of a document that a user held."""

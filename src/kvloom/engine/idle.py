@@ -86,6 +86,17 @@ class IdleWork:
             shelf.counts["dropped"] += 1
         self._waiting.append(task)
 
+    @property
+    def num_waiting(self) -> int:
+        """Stretches of KV that wait to be stored."""
+        return len(self._waiting)
+
+    def store_next(self) -> bool:
+        """Store what has waited longest, if anything waits; say whether more does."""
+        if self._waiting:
+            self._store()
+        return bool(self._waiting)
+
     def step(self) -> None:
         """Store what has waited longest, or go on with a document."""
         if self._waiting:
@@ -117,7 +128,7 @@ class IdleWork:
         tree = self._memory.tree
         if tree is None:
             return
-        doc = KVDoc(self._memory.pool, self._memory.root, tree.match(tokens))
+        doc = KVDoc(self._memory.pool, self._memory.root, tree.match(tokens, tenant))
         try:
             shelf.keep(doc, tenant)
         finally:

@@ -21,6 +21,7 @@ from kvloom.kv.doc import KVDoc
 from kvloom.kv.edit import Truncate
 from kvloom.outputs import EditReceipt, Provenance, RequestOutput, StreamChunk
 from kvloom.params import SamplingParams
+from kvloom.store.key import ANYBODY
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,7 @@ class KeptText:
 
     Attributes:
         receipt: of the last edit, or of the parts it was joined from; None for neither.
+        tenant: digest of whose KV it is; what is computed for it answers nobody else.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class KeptText:
         kv: KVDoc | None = None,
         receipt: EditReceipt | None = None,
         *,
+        tenant: str = ANYBODY,
         stays_as_it_is: bool = False,
     ) -> None:
         """Take a document's KV, or begin with no tokens.
@@ -55,10 +58,12 @@ class KeptText:
             tokens: of the whole text.
             kv: their KV, held by the engine.
             receipt: of how it came about.
+            tenant: digest of whose KV it is.
             stays_as_it_is: its KV is what it is on purpose, and not made exact when there is time.
         """
         self._llm = llm
         self.receipt = receipt
+        self.tenant = tenant
         self._stays_as_it_is = stays_as_it_is
         self._tokens = list(tokens or ())
         self._own(document_of(llm.loop, Engine.new_document) if kv is None else kv)
@@ -140,8 +145,7 @@ class KeptText:
         tokens = self.with_question(question)
         wanted = params.logprobs is not None
         collector = Collector(None, tokens, logprobs_wanted=wanted)
-        loop = self._llm.loop
-        for chunk in stream_tokens(loop, tokens, params, self._kv, exact_only=exact_only):
+        for chunk in self._stream(tokens, params, exact_only):
             collector.feed(chunk)
         return collector.output()
 
@@ -153,8 +157,7 @@ class KeptText:
         exact_only: bool = False,
     ) -> Iterator[StreamChunk]:
         """Yield the completion of the document followed by a question, step by step."""
-        tokens = self.with_question(question)
-        return stream_tokens(self._llm.loop, tokens, params, self._kv, exact_only=exact_only)
+        return self._stream(self.with_question(question), params, exact_only)
 
     @overload
     def score(self, text: str, *, return_logits: Literal[False] = False) -> list[float]: ...
@@ -218,13 +221,31 @@ class KeptText:
         # A garbage collector may run on the engine's own thread: it only leaves a note there.
         self._finalizer = weakref.finalize(self, self._llm.loop.abandon, kv)
         if not self._stays_as_it_is:
-            self._llm.loop.call(lambda engine: engine.repair_when_idle(kv))
+            tenant = self.tenant
+            self._llm.loop.call(lambda engine: engine.repair_when_idle(kv, tenant))
+
+    def _stream(
+        self, tokens: list[int], params: SamplingParams | None, exact_only: bool
+    ) -> Iterator[StreamChunk]:
+        loop, tenant = self._llm.loop, self.tenant
+        return stream_tokens(loop, tokens, params, self._kv, tenant=tenant, exact_only=exact_only)
 
     def _compute(
-        self, tokens: list[int], *, score_from: int | None = None, keep_logits: bool = False
+        self,
+        tokens: list[int],
+        *,
+        exact_only: bool = False,
+        score_from: int | None = None,
+        keep_logits: bool = False,
     ) -> Computed:
         return compute(
-            self._llm.loop, tokens, self._kv, score_from=score_from, keep_logits=keep_logits
+            self._llm.loop,
+            tokens,
+            self._kv,
+            tenant=self.tenant,
+            exact_only=exact_only,
+            score_from=score_from,
+            keep_logits=keep_logits,
         )
 
     def _call(self, task: Callable[[Engine], T]) -> T:

@@ -112,7 +112,7 @@ class OpenRequests:
                 continue
             first = sequence.state_of_text is None
             if sequence.doc is not None and (first or share.num_rows > 1):
-                self.memory.publish(sequence.doc)
+                self.memory.publish(sequence.doc, request.tenant)
             if request.params is None:
                 events += self._end(sequence, None)
             elif logits is not None:
@@ -193,7 +193,7 @@ class OpenRequests:
         self.scheduler.remove(sequence)
         if running:
             doc = self.memory.detach(sequence)
-            self.memory.publish(doc)
+            self.memory.publish(doc, request.tenant)
             if request.storable:
                 self.idle.put_by(doc.tokens, request.tenant)
             request.add_provenance(doc.provenance())

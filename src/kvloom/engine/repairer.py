@@ -93,8 +93,8 @@ class Repairer:
             return None
         if doc.exact_length() < doc.length:
             return None
-        self._memory.publish(doc)
         tokens, wish = doc.tokens, self._wanted.pop(doc)
+        self._memory.publish(doc, wish.tenant)
         return (tokens, wish.tenant) if tokens else None
 
     @property
@@ -105,7 +105,7 @@ class Repairer:
     def _advance(self, doc: KVDoc) -> bool:
         """Let the exact beginning of a document grow; say whether there was room for that."""
         tokens, exact = doc.tokens, doc.exact_length()
-        known = self._memory.known_spans(tokens)
+        known = self._memory.known_spans(tokens, self._wanted[doc].tenant)
         if sum(span.length for span in known) > exact:
             doc.replace_beginning(known)
         elif exact < len(tokens):
@@ -127,6 +127,7 @@ class Repairer:
         exact = doc.fork()
         try:
             exact.truncate(start)
+            exact.expected_length = doc.length  # the next pieces find room right behind this one
             pos = np.arange(start, stop, dtype=np.int64) + doc.start_pos
             self._runner.forward([Rows(exact, tokens[start:stop], pos, "none")])
             exact.close_tail()

@@ -184,8 +184,20 @@ class Shelf:
                 self.counts["missed"] += 1
                 break
             self.counts["loaded_tokens"] += step.num_tokens
+        expected = sum(step.num_tokens for step in loading.steps)
+        self.counts["missed_tokens"] += expected - doc.length
         self._late = [future for future in loading.futures if not self._is_off(future)]
         return doc
+
+    @property
+    def num_waiting(self) -> int:
+        """Stretches of KV that wait to be scanned."""
+        return self._scanner.num_tasks
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all that was kept is written; say whether that was so in time."""
+        end_s = time.monotonic() + timeout_s
+        return self._scanner.drain(timeout_s) and self.store.flush(end_s - time.monotonic())
 
     def close(self) -> None:
         """Write what waits, as far as time allows."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from kvloom.config import EngineConfig
 from kvloom.engine.joining import TokenPart
+from kvloom.engine.stored import StoreUse
 from kvloom.outputs import EditReceipt, EngineStats, Fidelity, Provenance, StreamChunk
 from kvloom.params import SamplingParams
 from kvloom.reuse.edit_series import TextEdit
@@ -61,6 +62,11 @@ class BackendDocument(Protocol):
     @property
     def text(self) -> str:
         """The whole text."""
+        ...
+
+    @property
+    def tenant(self) -> str:
+        """Digest of whose KV it is."""
         ...
 
     @property
@@ -116,6 +122,14 @@ class BackendDocument(Protocol):
         ...
 
 
+class BackendStore(Protocol):
+    """What the engine keeps beyond its process; an `AsyncStore`."""
+
+    async def statistics(self) -> StoreUse:
+        """Return what the store did since it was opened."""
+        ...
+
+
 class Backend(Protocol):
     """An engine that answers many requests at once on one event loop."""
 
@@ -139,6 +153,11 @@ class Backend(Protocol):
         """Settings of the engine."""
         ...
 
+    @property
+    def store(self) -> BackendStore | None:
+        """What is kept beyond the process; None if nothing is."""
+        ...
+
     def stream_tokens(
         self,
         tokens: list[int],
@@ -146,6 +165,7 @@ class Backend(Protocol):
         base: Any = None,
         *,
         exact_only: bool = False,
+        tenant: str,
     ) -> AsyncIterator[StreamChunk]:
         """Generate; closing the async generator cancels the request and frees its pages.
 
@@ -154,11 +174,19 @@ class Backend(Protocol):
             params: how to generate.
             base: KV of a document that the prompt may start with.
             exact_only: take of it what equals a fresh prefill, and no more.
+            tenant: digest of whose KV may answer, and whose this becomes.
         """
         ...
 
-    async def document(self, text: str | Sequence[int]) -> BackendDocument:
-        """Return a document of this text whose KV is computed and kept."""
+    async def document(
+        self, text: str | Sequence[int], *, cache_salt: str | None = None
+    ) -> BackendDocument:
+        """Return a document of this text whose KV is computed and kept.
+
+        Args:
+            text: its text, or token ids.
+            cache_salt: keeps the KV from all who do not give the same.
+        """
         ...
 
     async def join_tokens(
@@ -168,6 +196,7 @@ class Backend(Protocol):
         fidelity: Fidelity,
         share: float,
         planner: str,
+        tenant: str,
     ) -> BackendDocument:
         """Return a document of parts, some of which bring KV or may be computed alone.
 
@@ -176,6 +205,8 @@ class Backend(Protocol):
             fidelity: `repaired` or `shifted`.
             share: of the rows of a part that is computed again where `repaired`.
             planner: says what is done with each part.
+            tenant: digest of whose KV may answer, and whose this becomes; that of all KV which
+                parts bring.
         """
         ...
 

@@ -30,7 +30,7 @@ from kvloom.serve.document_bodies import (
 from kvloom.serve.documents import HeldDocument, Lead
 from kvloom.serve.logprobs import finite, token_label
 from kvloom.serve.prompting import lead_of
-from kvloom.serve.service import Service, owner_of, service_of
+from kvloom.serve.service import Service, owner_of, salt_of, service_of
 from kvloom.serve.strict_json import StrictJSONRoute
 
 ETAG = re.compile(r'"(\d{1,18})"')
@@ -59,7 +59,7 @@ async def create(body: CreateBody, request: Request, service: Parts, owner: Owne
 
     async def make() -> tuple[BackendDocument, Lead]:
         lead, tokens = await service.with_tokenizer(lambda tokenizer: _read(tokenizer, body))
-        document = await service.llm.document(tokens)
+        document = await service.llm.document(tokens, cache_salt=salt_of(owner, body.cache_salt))
         if body.text is not None and document.text != lead.text + body.text:
             raise RequestError(
                 "The tokenizer cannot spell this text as it is, so places in it would shift; "

@@ -58,7 +58,8 @@ class Joined:
     @property
     def ask(self) -> Ask:
         """The prompt that these parts come to."""
-        return Ask([token for part in self.parts for token in part.tokens], self.document.kv)
+        tokens = [token for part in self.parts for token in part.tokens]
+        return Ask(tokens, self.document.tenant, self.document.kv)
 
     def receipt_fields(self) -> dict[str, Any]:
         """Return what is added to the receipt of a reply."""

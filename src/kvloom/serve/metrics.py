@@ -16,6 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kvloom.engine.stored import StoreUse
 from kvloom.outputs import EditReceipt, EngineStats, Usage
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -47,6 +48,28 @@ COUNTERS = {
     "idle_repaired_rows": "Rows of documents that were made exact while nobody waited.",
     "idle_repair_failures": "Documents that could not be made exact while nobody waited.",
 }
+STORE_COUNTERS = {
+    "loaded_tokens": "Tokens whose KV came from the store.",
+    "kept_tokens": "Tokens whose KV was handed to the store.",
+    "missed_tokens": "Tokens whose stored KV came too late, damaged or not at all.",
+    "dropped": "Stretches of KV that were not stored: too many waited, or it failed.",
+    "lookups_skipped": "Requests that did not ask the store, because an earlier read hangs.",
+    "secret": "Chunks that were kept in memory only, because of credentials.",
+}
+TIER_COUNTERS = {
+    "hits": "Reads that found a chunk, by tier.",
+    "misses": "Reads that did not find a chunk, by tier.",
+    "stored": "Chunks that were taken, by tier.",
+    "refused": "Chunks that were not taken, for lack of room, rights or a connection, by tier.",
+    "evicted": "Chunks that made room for others, by tier.",
+    "corrupt": "Chunks that were damaged, and removed, by tier.",
+    "errors": "Calls of the system or the network that failed, by tier.",
+    "skipped": "Calls that were not tried, because those before had failed, by tier.",
+}
+TIER_GAUGES = {
+    "chunks": "Chunks in the store, by tier; 0 where a tier does not know.",
+    "nbytes": "Bytes in the store, by tier; 0 where a tier does not know.",
+}
 
 
 class EngineCollector(Collector):
@@ -77,6 +100,38 @@ class EngineCollector(Collector):
         yield finished
 
 
+class StoreCollector(Collector):
+    """Shows the store's counters as they were when Prometheus asked.
+
+    Attributes:
+        use: the counters; None without a store.
+    """
+
+    def __init__(self) -> None:
+        self.use: StoreUse | None = None
+
+    def describe(self) -> list[Metric]:
+        """Return nothing, so that registering shows no counters."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the store's counters, and those of its tiers."""
+        use = self.use
+        for name, text in STORE_COUNTERS.items():
+            value = None if use is None else getattr(use, name)
+            yield CounterMetricFamily(f"kvloom_store_{name}", text, value=value)
+        pending = None if use is None else use.pending
+        yield GaugeMetricFamily("kvloom_store_pending", "KV on its way to a tier.", value=pending)
+        tiers = {} if use is None else use.tiers
+        for kind, names in ((CounterMetricFamily, TIER_COUNTERS), (GaugeMetricFamily, TIER_GAUGES)):
+            for name, text in names.items():
+                shown = "bytes" if name == "nbytes" else name
+                family = kind(f"kvloom_store_{shown}", text, labels=["tier"])
+                for tier, statistics in tiers.items():
+                    family.add_metric([tier], getattr(statistics, name))
+                yield family
+
+
 class Metrics:
     """The server's metrics in a registry of their own."""
 
@@ -84,7 +139,9 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self._engine = EngineCollector()
         self._num_awaiting = 0
+        self._store = StoreCollector()
         registry.register(self._engine)
+        registry.register(self._store)
         ProcessCollector(registry=registry)
         self.http_seconds = Histogram(
             "kvloom_http_request_seconds",
@@ -156,14 +213,17 @@ class Metrics:
             registry=registry,
         )
 
-    def exposition(self, accept: str, stats: EngineStats) -> tuple[bytes, str]:
+    def exposition(
+        self, accept: str, stats: EngineStats, store: StoreUse | None = None
+    ) -> tuple[bytes, str]:
         """Return all metrics and their content type.
 
         Args:
             accept: the `Accept` header.
             stats: the engine's counters as they are now.
+            store: the store's counters; None without one.
         """
-        self._engine.stats = stats
+        self._engine.stats, self._store.use = stats, store
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
 

@@ -7,7 +7,7 @@ Does not know: HTTP, or how the engine uses KV.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kvloom.outputs import Fidelity
@@ -41,34 +41,38 @@ class Ask:
 
     Attributes:
         tokens: the whole prompt.
+        tenant: digest of whose KV may answer, and whose this becomes.
         base: KV of a document that it may start with; None for none.
         exact_only: take of it what equals a fresh prefill, and no more.
     """
 
     tokens: list[int]
+    tenant: str
     base: Any = None
     exact_only: bool = False
 
     def followed_by(self, tokens: Sequence[int]) -> Ask:
         """Return the prompt that goes on with more tokens."""
-        return Ask([*self.tokens, *tokens], self.base, self.exact_only)
+        return replace(self, tokens=[*self.tokens, *tokens])
 
 
-def joined(parts: Sequence[PromptPart], fidelity: Fidelity | None = None) -> Ask:
+def joined(parts: Sequence[PromptPart], tenant: str, fidelity: Fidelity | None = None) -> Ask:
     """Return the prompt that parts come to, one behind the other, where nothing is joined.
 
     Of the parts' KV, that of a document at the beginning is used. All else is read as tokens.
 
     Args:
         parts: of the prompt.
+        tenant: digest of whose KV may answer; that of the documents.
         fidelity: the least that the KV must be; None takes a document as it is.
     """
     tokens = [token for part in parts for token in part.tokens]
     first = parts[0] if parts else None
     if first is None or not isinstance(first.source, Snapshot) or first.first_row:
-        return Ask(tokens)
+        return Ask(tokens, tenant)
     document = first.source
-    return Ask(tokens, document.kv, exact_only=not is_at_least(document.fidelity, fidelity))
+    exact_only = not is_at_least(document.fidelity, fidelity)
+    return Ask(tokens, tenant, document.kv, exact_only)
 
 
 def is_joined(parts: Sequence[PromptPart], fidelity: Fidelity | None) -> bool:

@@ -39,7 +39,7 @@ from kvloom.serve.schemas import (
     SamplingBody,
     TokenizeBody,
 )
-from kvloom.serve.service import PromptChunks, Service, owner_of, service_of
+from kvloom.serve.service import PromptChunks, Service, owner_of, service_of, tenant_for
 from kvloom.serve.sse import EventStream
 from kvloom.serve.strict_json import StrictJSONRoute
 
@@ -76,16 +76,17 @@ async def complete(
     """Continue prompts, given as text or token ids, or documents."""
     service.check_model(body.model)
     params = body.sampling_params()
+    tenant = tenant_for(owner, body.cache_salt)
     notes = Notes(body.kvloom is not None)
     if body.suffix:
-        return await _fill_gaps(body, request, service, notes)
-    known = service.snapshots(owner, document_ids(body.beginning))
+        return await _fill_gaps(body, request, service, notes, tenant)
+    known = service.snapshots(owner, document_ids(body.beginning), tenant)
     notes = replace(notes, documents=tuple(known.values()))
     beginning, prompts = await service.with_tokenizer(
         lambda tokenizer: completion_prompts(tokenizer, body, known)
     )
     ends = [prompt.token_ids[prompt.num_known :] for prompt in prompts]
-    start = await _start(service, request, body, beginning, max(map(len, ends)))
+    start = await _start(service, request, body, beginning, max(map(len, ends)), tenant)
     notes = replace(notes, joined=start.joined, read_as_text=start.read_as_text)
     head = Head(new_id("cmpl"), service.model_name, int(time.time()))
     writer = CompletionWriter(head, body, prompts, service.llm.tokenizer, notes)
@@ -99,7 +100,8 @@ async def chat(body: ChatBody, request: Request, service: Parts, owner: Owner) -
     """Answer a conversation, in which documents and chunks may stand."""
     service.check_model(body.model)
     params = body.sampling_params()
-    known = service.snapshots(owner, document_ids(contents(body.messages)))
+    tenant = tenant_for(owner, body.cache_salt)
+    known = service.snapshots(owner, document_ids(contents(body.messages)), tenant)
     # Where all is to be exact, a conversation is one text; known beginnings of it are found anyway.
     by_parts = body.fidelity not in (None, "exact")
     prompt = await service.with_tokenizer(
@@ -108,7 +110,7 @@ async def chat(body: ChatBody, request: Request, service: Parts, owner: Owner) -
     if prompt.read_as_text is not None:
         service.metrics.parts_read_as_text.inc()
     beginning, end = cut_end(prompt.parts)
-    start = await _start(service, request, body, beginning, len(end))
+    start = await _start(service, request, body, beginning, len(end), tenant)
     notes = Notes(
         body.kvloom is not None,
         tuple(known.values()),
@@ -122,15 +124,15 @@ async def chat(body: ChatBody, request: Request, service: Parts, owner: Owner) -
 
 
 @router.post("/infill", tags=["llama.cpp"], response_class=JSONResponse)
-async def infill(body: InfillBody, request: Request, service: Parts) -> Response:
+async def infill(body: InfillBody, request: Request, service: Parts, owner: Owner) -> Response:
     """Find the text between a prefix and a suffix, as llama.cpp's server does."""
     service.check_model(body.model)
-    gap = body.gap
+    gap, tenant = body.gap, tenant_for(owner, body.cache_salt)
     prompt = await service.with_tokenizer(lambda tokenizer: infill_prompt(tokenizer, gap))
     params = body.sampling_params(prompt.stop_token_ids)
     notes = Notes(body.kvloom is not None, infill=prompt.kind, ignored=body.ignored)
     writer = InfillWriter(service.model_name, body, prompt, service.llm.tokenizer, notes)
-    chunks = service.generate([Ask(prompt.token_ids)], params)
+    chunks = service.generate([Ask(prompt.token_ids, tenant)], params)
     return await _answer(
         service, request, chunks, writer, new_id("infill") if body.stream else None
     )
@@ -142,7 +144,7 @@ async def tokenize(body: TokenizeBody, service: Parts, owner: Owner) -> JSONResp
     service.check_model(body.model)
     if body.messages is not None:
         messages = body.messages
-        known = service.snapshots(owner, document_ids(contents(messages)))
+        known = service.snapshots(owner, document_ids(contents(messages)), None)
         prompt = await service.with_tokenizer(
             lambda tokenizer: chat_prompt(tokenizer, messages, known, by_parts=False)
         )
@@ -192,8 +194,9 @@ async def health(service: Parts) -> JSONResponse:
 @router.get("/metrics", tags=["operation"])
 async def metrics(request: Request, service: Parts) -> Response:
     """Return the metrics in Prometheus' format."""
-    accept = request.headers.get("accept", "")
-    body, content_type = service.metrics.exposition(accept, await _stats(service))
+    accept, store = request.headers.get("accept", ""), service.llm.store
+    use = None if store is None else await store.statistics()
+    body, content_type = service.metrics.exposition(accept, await _stats(service), use)
     return Response(body, headers={"Content-Type": content_type})
 
 
@@ -236,22 +239,23 @@ async def _start(
     body: SamplingBody,
     beginning: Sequence[PromptPart],
     num_behind: int,
+    tenant: str,
 ) -> Start:
     """Return what prompts begin with, joined where KV is to be shown elsewhere."""
     wanted = body.kvloom
     if wanted is None or wanted.fidelity is None or not is_joined(beginning, wanted.fidelity):
-        return Start(joined(beginning, body.fidelity))
+        return Start(joined(beginning, tenant, body.fidelity))
     if isinstance(body, CompletionBody) and body.scores_prompt:
-        return Start(joined(beginning, "exact"), read_as_text=SCORED)
+        return Start(joined(beginning, tenant, "exact"), read_as_text=SCORED)
     share = REPAIRED_SHARE if wanted.share is None else wanted.share
     how = JoinOptions(wanted.fidelity, wanted.planner or "blend", share)
-    joining = service.join(beginning, how, num_behind=num_behind)
+    joining = service.join(beginning, how, tenant, num_behind=num_behind)
     found = await service.guard.run(joining, request.receive)
     return Start(found.ask, found)
 
 
 async def _fill_gaps(
-    body: CompletionBody, request: Request, service: Service, notes: Notes
+    body: CompletionBody, request: Request, service: Service, notes: Notes, tenant: str
 ) -> Response:
     """Answer prompts with a suffix."""
     found = await service.with_tokenizer(lambda tokenizer: _infills(tokenizer, body))
@@ -261,7 +265,7 @@ async def _fill_gaps(
     prompts = [Prompt("", each.token_ids) for each in found]
     notes = replace(notes, infill=found[0].kind)
     writer = CompletionWriter(head, body, prompts, service.llm.tokenizer, notes)
-    chunks = service.generate([Ask(each.token_ids) for each in found], params)
+    chunks = service.generate([Ask(each.token_ids, tenant) for each in found], params)
     return await _answer(service, request, chunks, writer, head.id if body.stream else None)
 
 

@@ -64,6 +64,7 @@ Stops = Annotated[
     BeforeValidator(_texts, json_schema_input_type=str | list[str]),
     Field(max_length=MAX_STOPS),
 ]
+CacheSalt = Annotated[str, Field(min_length=1)]
 BeforePrompt = Annotated[
     Reusable, PlainValidator(before_prompt, json_schema_input_type=str | dict[str, str])
 ]
@@ -111,10 +112,12 @@ class SamplingBody(Body):
     """The fields that completions and chats share; null means the default.
 
     `user`, `metadata`, `safety_identifier` and `prompt_cache_key` are labels: they are accepted
-    and change nothing (equal prefixes are reused without being named).
+    and change nothing (equal prefixes are reused without being named). `cache_salt` keeps the KV of
+    a request from all that do not send the same.
     """
 
     model: str | None = None
+    cache_salt: CacheSalt | None = None
     frequency_penalty: float | None = None
     ignore_eos: bool | None = None
     kvloom: KvloomOptions | None = None

@@ -17,7 +17,8 @@ from typing import TypeVar, cast
 
 from starlette.requests import Request
 
-from kvloom.errors import KvloomError
+from kvloom.engine.tenants import tenant_of
+from kvloom.errors import KvloomError, RequestError
 from kvloom.outputs import StreamChunk
 from kvloom.params import SamplingParams
 from kvloom.serve.backend import Backend, Tokenizer
@@ -97,23 +98,39 @@ class Service:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._tokenizing, work, self.llm.tokenizer)
 
-    def snapshots(self, owner: str, document_ids: Iterable[str]) -> dict[str, Snapshot]:
+    def snapshots(
+        self, owner: str, document_ids: Iterable[str], tenant: str | None
+    ) -> dict[str, Snapshot]:
         """Return documents as they are now, each once, by id.
+
+        Args:
+            owner: whose they are.
+            document_ids: their names.
+            tenant: digest of whose KV is used; None where only texts are read.
 
         Raises:
             UnknownDocumentError: the owner has no such document.
+            RequestError: a document was made with another salt.
         """
-        ids = dict.fromkeys(document_ids)
-        return {each: self.documents.get(owner, each).snapshot() for each in ids}
+        found = {each: self.documents.get(owner, each) for each in dict.fromkeys(document_ids)}
+        for each, held in found.items():
+            if tenant not in (None, held.document.tenant):
+                raise RequestError(
+                    f"{each} was made with another cache_salt, or with none; send what it was made "
+                    "with, or make it again.",
+                    param="cache_salt",
+                )
+        return {each: held.snapshot() for each, held in found.items()}
 
     async def join(
-        self, parts: Sequence[PromptPart], how: JoinOptions, *, num_behind: int
+        self, parts: Sequence[PromptPart], how: JoinOptions, tenant: str, *, num_behind: int
     ) -> Joined:
         """Return the beginning of prompts, whose KV is there.
 
         Args:
             parts: up to the last one that has KV.
             how: they are joined.
+            tenant: digest of whose KV may answer; that of the documents.
             num_behind: tokens of the longest prompt behind them.
 
         Raises:
@@ -125,7 +142,11 @@ class Service:
         asked = [token_part(part) for part in parts]
         with _failures_reported():
             document = await self.llm.join_tokens(
-                asked, fidelity=how.fidelity, share=how.share, planner=how.planner
+                asked,
+                fidelity=how.fidelity,
+                share=how.share,
+                planner=how.planner,
+                tenant=tenant,
             )
         joined = Joined(tuple(parts), document)
         self.metrics.joined(joined.receipt, len(document.tokens))
@@ -163,7 +184,11 @@ class Service:
         ended = False
         with _failures_reported():
             chunks = self.llm.stream_tokens(
-                prompt.tokens, params, prompt.base, exact_only=prompt.exact_only
+                prompt.tokens,
+                params,
+                prompt.base,
+                exact_only=prompt.exact_only,
+                tenant=prompt.tenant,
             )
             stream = cast(AsyncGenerator[StreamChunk, None], chunks)
             with self.metrics.awaiting_first_token() as first_token:
@@ -230,6 +255,16 @@ def service_of(request: Request) -> Service:
 
 
 def owner_of(request: Request) -> str:
-    """Return whose documents a request may see."""
+    """Return whose documents and KV a request may use: a digest of its API key, if it has one."""
     owner: str = request.state.owner
     return owner
+
+
+def salt_of(owner: str, cache_salt: str | None) -> str | None:
+    """Return what keeps a request's KV from others: whose it is, its own salt, or both."""
+    return ":".join(part for part in (owner, cache_salt) if part) or None
+
+
+def tenant_for(owner: str, cache_salt: str | None) -> str:
+    """Return the digest under which a request's KV is kept and found."""
+    return tenant_of(salt_of(owner, cache_salt))

@@ -76,6 +76,7 @@ class TieredStore:
         pending_bytes: KV that may wait to be written; what comes above is dropped and counted.
 
     Attributes:
+        folder: of the second tier; None if there is none.
         near: the tiers that answer at once.
     """
 
@@ -89,6 +90,7 @@ class TieredStore:
         *,
         pending_bytes: int = PENDING_BYTES,
     ) -> None:
+        self.folder = None if disk is None else disk.folder
         self._ram = ram
         self._lower: list[ChunkStore] = [tier for tier in (disk, remote) if tier is not None]
         self._secrets = SecretContexts()
