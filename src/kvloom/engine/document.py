@@ -27,11 +27,20 @@ from kvloom.engine.prompts import Prompt, tokenize
 from kvloom.engine.request import Computed
 from kvloom.engine.streams import stream_tokens
 from kvloom.errors import RequestError
+from kvloom.kv.compact import tidy
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.edit import Transplant, Truncate
+from kvloom.kv.inspection import deviation, layout_of
 from kvloom.kv.plan import EditPlan, require_movable
 from kvloom.kv.span import cut
-from kvloom.outputs import EditReceipt, Fidelity, Provenance, RequestOutput, StreamChunk
+from kvloom.outputs import (
+    DocumentLayout,
+    EditReceipt,
+    Fidelity,
+    Provenance,
+    RequestOutput,
+    StreamChunk,
+)
 from kvloom.params import SamplingParams
 from kvloom.reuse.edit_series import TextEdit, edit_series
 from kvloom.reuse.mentions import mentions
@@ -82,6 +91,11 @@ class Document:
     def nbytes(self) -> int:
         """Bytes of the blocks that hold the document's KV now."""
         return self._call(lambda _: self._kv.nbytes)
+
+    @property
+    def layout(self) -> DocumentLayout:
+        """How the document's KV lies in memory now."""
+        return self._call(lambda _: layout_of(self._kv))
 
     @property
     def provenance(self) -> Provenance:
@@ -342,6 +356,25 @@ class Document:
         assert computed.logits is not None
         return logprobs, computed.logits
 
+    def deviation(self, other: Document, layer: int = 0) -> tuple[float, float]:
+        """Return how far keys and values of a layer are from another document's of equal tokens.
+
+        Keys are compared where they stand now. Each is the largest difference, as a share of the
+        other's largest number.
+
+        Raises:
+            RequestError: the tokens differ, there are none, or the model has no such layer.
+        """
+        layers = self._llm.spec.layers
+        if not self._tokens or self._tokens != other.tokens:
+            raise RequestError("Only documents of the same tokens can be compared.", param="other")
+        if not 0 <= layer < len(layers):
+            raise RequestError(
+                f"The model has {len(layers)} layers and none that is {layer}.", param="layer"
+            )
+        with self._whole() as kv, other._whole() as theirs:
+            return self._call(lambda _: deviation(kv, theirs, layers[layer]))
+
     def close(self) -> None:
         """Let go of the KV; it may still answer for equal prefixes while there is room."""
         self._finalizer()
@@ -385,6 +418,7 @@ class Document:
             done = repair(loop, built, wanted.share, wanted.rule, marked)
             built, repaired = done.doc, done.receipt
         self._become(found.applied(old), built)
+        self._call(lambda _: tidy(built))
         return self._receipt(wanted.fidelity, found, rows, begun, repaired)
 
     def _make_exact(self, tokens: list[int], found: TokenEdit, begun: float) -> EditReceipt:

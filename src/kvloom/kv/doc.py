@@ -154,6 +154,11 @@ class KVDoc:
         order = (*self.order, *pieces)
         self._show_instead(assembled(order), sum(piece.length for piece in order))
 
+    def show_moved(self, pieces: Sequence[Span]) -> None:
+        """Show pieces in reading order in place of those shown, whose copies they are."""
+        assert self._tail is None, "moved what is still written"
+        self._show_instead(assembled(pieces), self.length)
+
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens and let go of the rest at once."""
         assert 0 <= length <= self.length, "truncated to more than there is"
