@@ -564,7 +564,6 @@ def test_many_edits_leave_about_the_blocks_of_a_fresh_document(make_llm: Make) -
         doc.edit(place, place + 3, "ab", fidelity="shifted")
         most = max(most, doc.layout.nbytes)
     assert doc.layout.spans > 10
-    assert most == doc.layout.blocks * (most // doc.layout.blocks) or most > doc.nbytes
     assert most <= 3 * fresh.nbytes
     assert used(llm) == doc.nbytes
 
