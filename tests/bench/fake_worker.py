@@ -82,7 +82,7 @@ def answer(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
                 "dtype": settings.get("dtype", request["dtype"]),
                 "threads": request["threads"] or 2,
                 "versions": {settings["name"]: "1.0"},
-                "ways": settings.get("ways", ["exact"]),
+                "ways": settings.get("ways", ["exact", "repaired", "shifted", "restarted"]),
             }
         case "tokenize":
             return {"leading": [7], "tokens": [ord(letter) for letter in request["text"]]}
@@ -103,7 +103,8 @@ def completion(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, A
     wrong_by = request["way"] in settings.get("wrong_ways", [])
     token_ids = [
         [
-            (sum(prompt) + place + wrong_by + (settings.get("shift", 0) if place >= 2 else 0)) % 1000
+            (sum(prompt) + place + wrong_by + (settings.get("shift", 0) if place >= 2 else 0))
+            % 1000
             for place in range(request["new_tokens"])
         ]
         for prompt in request["prompts"]

@@ -23,7 +23,6 @@ QUICK_NAMES = [
     *("prefill-64", "decode-48", "batch-4", "shared-cold", "shared-warm", "edit-72"),
     *(*APPROXIMATE, "restart-cold", "restart-warm"),
 ]
-ALL_WAYS = ["exact", "repaired", "shifted", "restarted"]
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +41,7 @@ def run(
 
 
 def test_ratios_are_those_of_the_speeds_for_every_task() -> None:
-    slow, fast = fake_engine("slow", ways=ALL_WAYS), fake_engine("fast", speed=8.0, ways=ALL_WAYS)
-    found = run(slow, fast, ours={"speed": 2.0, "ways": ALL_WAYS}, rounds=2)
+    found = run(fake_engine("slow"), fake_engine("fast", speed=8.0), ours={"speed": 2.0}, rounds=2)
     ratios = {(row.name, row.engine): row.times_as_fast for row in make_rows(found)}
     assert len(ratios) == 3 * len(QUICK_NAMES)
     for name in QUICK_NAMES:
@@ -90,7 +88,8 @@ def test_rounds_alternate_and_all_engines_get_the_same_prompts(tmp_path: Path) -
 def test_engines_without_a_way_are_not_asked_and_lack_nothing_else(tmp_path: Path) -> None:
     log = tmp_path / "log"
     half = fake_engine("half", ways=["exact", "shifted"])
-    found = run(half, fake_engine("plain", log=str(log)), ours={"ways": ALL_WAYS}, rounds=1)
+    plain = fake_engine("plain", ways=["exact"], log=str(log))
+    found = run(half, plain, rounds=1)
     has = {
         result.task.name: [bool(m.samples) for m in result.measurements] for result in found.results
     }
@@ -104,8 +103,8 @@ def test_engines_without_a_way_are_not_asked_and_lack_nothing_else(tmp_path: Pat
 
 def test_approximations_are_held_against_what_kvloom_does_exactly(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    ours = {"ways": ALL_WAYS, "log": str(log), "wrong_ways": ["repaired"]}
-    wrong = fake_engine("wrong", ways=ALL_WAYS, shift=1)
+    ours = {"log": str(log), "wrong_ways": ["repaired"]}
+    wrong = fake_engine("wrong", shift=1)
     found = run(wrong, ours=ours, rounds=2, tasks=("edit-72-repaired", "edit-72-shifted"))
     (ours_repaired, _), (ours_shifted, theirs) = (r.measurements for r in found.results)
     assert (ours_repaired.equal_tokens, ours_repaired.compared_tokens) == (0, 8)
@@ -120,7 +119,7 @@ def test_approximations_are_held_against_what_kvloom_does_exactly(tmp_path: Path
 
 def test_an_engine_is_started_anew_for_a_restart_with_one_store_for_both(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    found = run(ours={"ways": ALL_WAYS, "log": str(log)}, rounds=1, tasks=("restart-warm",))
+    found = run(ours={"log": str(log)}, rounds=1, tasks=("restart-warm",))
     asked = [json.loads(line) for line in log.read_text().splitlines()][3:]
     assert [r["do"] for r in asked] == ["load", "remember", "load", "complete"] * 2
     for first, remembered, second, completed in (asked[:4], asked[4:]):
@@ -133,7 +132,7 @@ def test_an_engine_is_started_anew_for_a_restart_with_one_store_for_both(tmp_pat
 
 @pytest.mark.parametrize("at", ["load", "remember"])
 def test_a_restart_that_fails_is_no_end_of_the_engine(at: str) -> None:
-    ours = {"ways": ALL_WAYS, "fault": "raise", "at": at, "only_with_store": True}
+    ours = {"fault": "raise", "at": at, "only_with_store": True}
     found = run(ours=ours, rounds=1, tasks=("restart",))
     cold, warm = (result.measurements[0] for result in found.results)
     assert cold.samples

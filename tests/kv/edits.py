@@ -144,6 +144,10 @@ class Edited:
     def compact(self, a: int, b: int, c: int) -> None:
         """Let the document lie together."""
         compact(self.doc)
+        self.note_places()
+
+    def note_places(self) -> None:
+        """Let the world know of slots that were moved."""
         for span in self.doc.spans:
             self.world.pos[slice(*span.pool_slots)] = span.pos - span.shift
             if span.segment.placed:

@@ -72,8 +72,7 @@ def test_a_compacted_document_is_the_same_in_no_more_blocks(layout, seed, length
 @pytest.mark.parametrize("layout", ["plain", "tiled"])
 def test_bits_are_copied_in_every_format(dtype, layout):
     pool = small_pool(20, dtype=dtype, layout=layout)
-    spans = [span for number in range(6) for span in _crumb(pool, 10, number).spans]
-    doc = KVDoc(pool, ROOT, [span.at(10 * n) for n, span in enumerate(spans)])
+    doc = _of_crumbs(pool, 6, 10)
     kv, nbytes = bits(doc), doc.nbytes
     assert compact(doc)
     for mine, theirs in zip(bits(doc), kv, strict=True):
@@ -85,12 +84,17 @@ def test_bits_are_copied_in_every_format(dtype, layout):
     ]
 
 
-def _crumb(pool: Pool, length: int, number: int) -> KVDoc:
-    """A document of few tokens in a block of its own."""
-    doc = KVDoc(pool, ROOT, start_pos=7 * number)
-    slots = torch.from_numpy(doc.append(list(range(length))))
-    pool.write(0, slots, torch.randn(2, length, 8), torch.randn(2, length, 8))
-    doc.close_tail()
+def _of_crumbs(pool: Pool, count: int, length: int) -> KVDoc:
+    """A document of stretches of few tokens, each in a block of its own."""
+    crumbs = [KVDoc(pool, ROOT, start_pos=7 * number) for number in range(count)]
+    for crumb in crumbs:
+        slots = torch.from_numpy(crumb.append(list(range(length))))
+        pool.write(0, slots, torch.randn(2, length, 8), torch.randn(2, length, 8))
+        crumb.close_tail()
+    spans = [crumb.spans[0].at(length * n) for n, crumb in enumerate(crumbs)]
+    doc = KVDoc(pool, ROOT, spans)
+    for crumb in crumbs:
+        crumb.close()
     return doc
 
 
@@ -101,6 +105,7 @@ def test_many_small_edits_end_in_about_the_blocks_of_a_fresh_document():
     for number in range(120):
         made.rewrite((number * 37) % 590, 599, 3)
         tidy(made.doc)
+        made.note_places()
         most = max(most, made.doc.nbytes // made.world.pool.block_bytes)
     assert made.doc.length == 600
     assert most <= 2 * fresh
@@ -123,14 +128,11 @@ def test_what_others_show_as_well_stays_where_it_is():
 
 def test_without_a_run_of_free_blocks_nothing_is_done():
     pool = littered(small_pool(6), 0.0)
-    docs = [_crumb(pool, 5, number) for number in range(6)]
-    spans = [span.at(5 * n) for n, doc in enumerate(docs) for span in doc.spans]
-    doc = KVDoc(pool, ROOT, spans)
-    for other in docs:
-        other.close()
+    doc = _of_crumbs(pool, 6, 5)
+    spans = doc.spans
     assert pool.free_blocks == 0
     assert not compact(doc)
-    assert doc.spans == tuple(spans)
+    assert doc.spans == spans
     doc.truncate(20)
     assert compact(doc)
     check_books(pool, [doc])

@@ -50,7 +50,9 @@ def render(report: ChainReport) -> RenderableType:
     """Return the tables, what was measured where, and what makes it doubtful."""
     busy = []
     if report.other_cores > BUSY_CORES:
-        text = f"Warning: before the start other processes kept {report.other_cores:.1f} cores busy."
+        text = (
+            f"Warning: before the start other processes kept {report.other_cores:.1f} cores busy."
+        )
         busy.append(Text(text, style="yellow"))
     return Group(
         _table(report),

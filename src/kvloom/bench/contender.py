@@ -147,9 +147,7 @@ def _completion_request(task: Task, prompts: RoundPrompts) -> CompleteRequest:
     )
 
 
-def _complete(
-    worker: WorkerProcess, request: CompleteRequest
-) -> tuple[Sample, list[list[int]]]:
+def _complete(worker: WorkerProcess, request: CompleteRequest) -> tuple[Sample, list[list[int]]]:
     """Have prompts completed, and note what the machine did meanwhile."""
     before = read_cpu(worker.pid)
     done = worker.complete(request)

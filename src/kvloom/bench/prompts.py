@@ -112,9 +112,8 @@ def cut_prompts(
             remembered = whole(leading, task.shared_tokens)
         for number in range(rounds + 1):
             if task.edited_tokens:
-                place = edit_place(task, rounds, number)
-                line = take(task.edited_tokens)
-                texts = [_edit(remembered, line, place, task.replaced_tokens)]
+                line, where = take(task.edited_tokens), edit_place(task, rounds, number)
+                texts = [_edit(remembered, line, where, task.replaced_tokens)]
             else:
                 start = () if task.way == "restarted" else remembered
                 texts = [whole(start or leading, length) for length in task.prompt_tokens]

@@ -39,7 +39,10 @@ def make_shares(report: SpeedReport) -> list[Share]:
     rows = make_rows(report)
     wholes = {result.task.name: result.task.held_against for result in report.results}
     return [
-        share for name, whole in wholes.items() if whole in wholes for share in _of(rows, name, whole)
+        share
+        for name, whole in wholes.items()
+        if whole in wholes
+        for share in _of(rows, name, whole)
     ]
 
 

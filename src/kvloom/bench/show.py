@@ -113,7 +113,9 @@ def _shares_part(shares: list[Share]) -> list[RenderableType]:
             share.task if first else "",
             share.engine,
             _part(share.of_own),
-            _NONE if share.of_best_peer is None else f"{_part(share.of_best_peer)} {share.best_peer}",
+            _NONE
+            if share.of_best_peer is None
+            else f"{_part(share.of_best_peer)} {share.best_peer}",
         )
     return [table, ""]
 

@@ -200,9 +200,7 @@ def _run_round(
         run.outputs += outputs
 
 
-def _run_exactly(
-    task: Task, prompts: PromptTable, ours: Contender, run: _Run, rounds: int
-) -> None:
+def _run_exactly(task: Task, prompts: PromptTable, ours: Contender, run: _Run, rounds: int) -> None:
     """Let kvloom do an approximate task exactly, after all rounds.
 
     Before them, its cache of prefixes would answer in place of the approximation.
@@ -216,8 +214,9 @@ def _finish(
     task: Task, contenders: Sequence[Contender], runs: Sequence[_Run], exact: _Run
 ) -> TaskResult:
     measurements = tuple(
-        _compare(contender.name, run, exact) if contender.offers(task) else
-        Measurement(engine=contender.name)
+        _compare(contender.name, run, exact)
+        if contender.offers(task)
+        else Measurement(engine=contender.name)
         for contender, run in zip(contenders, runs, strict=True)
     )
     return TaskResult(task, measurements)

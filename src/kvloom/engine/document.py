@@ -27,7 +27,6 @@ from kvloom.engine.prompts import Prompt, tokenize
 from kvloom.engine.request import Computed
 from kvloom.engine.streams import stream_tokens
 from kvloom.errors import RequestError
-from kvloom.kv.compact import tidy
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.edit import Transplant, Truncate
 from kvloom.kv.inspection import deviation, layout_of
@@ -418,7 +417,7 @@ class Document:
             done = repair(loop, built, wanted.share, wanted.rule, marked)
             built, repaired = done.doc, done.receipt
         self._become(found.applied(old), built)
-        self._call(lambda _: tidy(built))
+        self._call(lambda engine: engine.tidy(built))
         return self._receipt(wanted.fidelity, found, rows, begun, repaired)
 
     def _make_exact(self, tokens: list[int], found: TokenEdit, begun: float) -> EditReceipt:
