@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvloom.kv.inspection import deviation, keys_and_values, layout_of
 from kvloom.kv.edit import Delete, Insert
+from kvloom.kv.inspection import deviation, keys_and_values, layout_of
 from tests.kv.edits import LAYERS, Edited, deeds
 from tests.oracles import embedded
 from tests.tolerances import TOLERANCE

@@ -16,8 +16,8 @@ import torch
 
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.segment import SlotArrays
-from kvloom.kv.slots import TILE_SLOTS
 from kvloom.kv.views import View, views_of
+from kvloom.ops.tiles import TILE as TILE_SLOTS
 
 MANY_VIEWS = 16
 """Fewer views are read one by one."""

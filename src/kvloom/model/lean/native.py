@@ -19,7 +19,6 @@ from kvloom.kv.doc import KVDoc
 from kvloom.kv.growth import Growth
 from kvloom.kv.pool import Pool
 from kvloom.kv.reads import ReadPlan, plan_reads
-from kvloom.kv.slots import TILE_SLOTS
 from kvloom.kv.views import View, row_ranges
 from kvloom.model.lean.executors import PackedStep
 from kvloom.ops.decoder import Decoder, DecoderLayer
@@ -34,6 +33,7 @@ from kvloom.ops.native.kernels import (
 from kvloom.ops.native.library import NativeLibrary
 from kvloom.ops.native.memory import ReusedMemory
 from kvloom.ops.rope import shift_table, shift_tables
+from kvloom.ops.tiles import TILE as TILE_SLOTS
 from kvloom.types import KVLayout, Rope, WeightFormat
 
 MAX_QUERIES = 96
