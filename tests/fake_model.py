@@ -39,6 +39,7 @@ class FakeRunner:
     ) -> None:
         layers = tuple(LayerSpec(index, 1, 1, 2, 2, None) for index in range(num_layers))
         self.spec = ModelSpec(layers, VOCAB_SIZE, max_positions, positions)
+        self.scales = [1.0] * num_layers
         self.steps: list[list[int]] = []
         self.failures: list[BaseException | None] = []
 

@@ -14,11 +14,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
 
 import numpy as np
 
 MEMORY = "memory"
 """The tier that needs no loading: KV that the pool holds."""
+ASSUMED_BYTES_PER_S: Mapping[str, float] = MappingProxyType({"remote": 50e6})
+"""Rates of tiers that nobody measures: what a network gives depends on who else uses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,12 @@ class CostModel:
             bytes_per_s=dict(machine.tiers),
         )
 
+    @classmethod
+    def unmeasured(cls, layers: int) -> CostModel:
+        """Return coefficients for where nobody measures: rows cost, and nothing else does."""
+        free = dict.fromkeys(("ram", "disk", "remote"), math.inf)
+        return cls(layers, 1, 0.0, 1.0, 0.0, 1.0, 0.0, free)
+
     def prefill_s(self, rows: int, cached: int = 0) -> float:
         """Return the seconds of a pass of new rows behind cached tokens."""
         if rows == 0:
@@ -125,7 +134,7 @@ class CostModel:
         """Return the seconds until KV of a tier is in the pool; an unknown tier takes forever."""
         if tier == MEMORY or tokens == 0:
             return 0.0
-        rate = self.bytes_per_s.get(tier, 0.0)
+        rate = self.bytes_per_s.get(tier, ASSUMED_BYTES_PER_S.get(tier, 0.0))
         return math.inf if rate <= 0 else tokens * self.kv_bytes_per_token / rate
 
     def repair_s(self, rows: int, stale: int, cached: int, check_layer: int | None) -> float:

@@ -76,6 +76,30 @@ Fidelity = Literal["exact", "repaired", "shifted"]
 moved."""
 
 
+PartVerb = Literal["compute", "load", "shift", "repair", "recompute"]
+"""What is done with a part of a prompt: computed alone, brought from a tier of the store, shown
+where it stands, some of its rows computed again, or all of it computed behind what is before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartAction:
+    """One thing that was done with one part of a joined prompt.
+
+    Attributes:
+        part: number of the part.
+        action: what was done.
+        rows: that were run for it.
+        tier: where its KV lay; empty where it was computed.
+        variant: which KV of its tokens was shown; empty where none was.
+    """
+
+    part: int
+    action: PartVerb
+    rows: int = 0
+    tier: str = ""
+    variant: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class EditReceipt:
     """What an edit of a document did to its KV.
@@ -91,6 +115,8 @@ class EditReceipt:
         canonical: the tokens are proved to be those that the tokenizer makes of the new text.
         lossless: the tokens spell the new text.
         seconds: time it took.
+        actions: what was done with the parts of a joined prompt, in order of the parts.
+        loaded_bytes: KV that was brought from the store for it.
     """
 
     fidelity: Fidelity
@@ -102,6 +128,8 @@ class EditReceipt:
     canonical: bool = False
     lossless: bool = True
     seconds: float = 0.0
+    actions: tuple[PartAction, ...] = ()
+    loaded_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

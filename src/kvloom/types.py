@@ -247,6 +247,11 @@ class Forward(Protocol):
         """What the model is."""
         ...
 
+    @property
+    def scales(self) -> Sequence[float]:
+        """Factor on q·k of every layer, known at the latest when a pass comes to the layer."""
+        ...
+
     def forward(
         self,
         rows: Sequence[Rows],

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from kvloom import LLM, AsyncLLM
+from kvloom.cost import CostModel
 from kvloom.engine import aio, llm
 from kvloom.engine.assembly import Assembly
 from kvloom.model.open import OpenedModel
@@ -76,6 +77,16 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_llm(tiny_folder: Path) -> Iterator[LLM]:
-    """The tiny Llama behind an `LLM`."""
+    """The tiny Llama behind an `LLM`, whose plans do not depend on what a pass takes here."""
     with LLM(str(tiny_folder), kv_memory="4MiB") as made:
+        make_rows_dear(made)
         yield made
+
+
+def make_rows_dear(llm: LLM) -> None:
+    """Let planners believe that rows cost and that nothing else does."""
+
+    def replace(engine: Any) -> None:
+        engine.costs = lambda: CostModel.unmeasured(40)  # so many layers that a comparison is cheap
+
+    llm.loop.call(replace).result(10)

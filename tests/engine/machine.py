@@ -26,6 +26,7 @@ from kvloom.engine.request import Repaired
 from kvloom.errors import CapacityError, RequestError
 from kvloom.kv.edit import Truncate
 from kvloom.params import SamplingParams
+from kvloom.reuse.planner import PLANNERS, planner
 from kvloom.reuse.select import selector
 from tests.engine.worlds import BOOKS, Held, World, check_states, params, prompts
 
@@ -187,12 +188,12 @@ class AnyMix(RuleBasedStateMachine):
         engine.memory.check()
 
     @precondition(lambda self: len(self.texts) < 3)
-    @rule(parts=chunked, asked=wishes)
-    def join(self, parts: list[TokenPart], asked: dict[str, Any]) -> None:
+    @rule(parts=chunked, asked=wishes, name=st.sampled_from(list(PLANNERS)))
+    def join(self, parts: list[TokenPart], asked: dict[str, Any], name: str) -> None:
         tokens = [token for part in parts for token in part.tokens]
-        rule = selector(asked["selector"])
         loop: Any = self.world.loop
-        joining = Joining(loop, self.world.spec, (0, 30), asked["fidelity"], asked["share"], rule)
+        asks = planner(name, asked["share"])
+        joining = Joining(loop, self.world.spec, (0, 30), asked["fidelity"], asks)
         with self.unless_full():
             joined = joining.join(parts)
             self.texts.append(Document(self.host, joined.tokens, joined.doc, joined.receipt))

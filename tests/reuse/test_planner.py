@@ -102,3 +102,19 @@ def test_without_a_share_blend_is_naive_joining() -> None:
 def test_unknown_names_are_named() -> None:
     with pytest.raises(RequestError, match=r"'belnd'.*blend, craft, first, random, none"):
         planner("belnd")
+
+
+@pytest.mark.parametrize("name", ["blend", "random", "first", "craft"])
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_a_share_is_that_of_a_chunk_computed_alone(name: str, share: float) -> None:
+    parts = (Part(tuple(range(50)), "A"), Part(LONG, "X"))
+    actions = planner(name, share).plan(Wanted(ROOT, parts), {"X": [held()]}, COST, "repaired")
+    if share == 1.0:
+        assert actions == [Recompute(0), Recompute(1)]
+        return
+    repairs = [action for action in actions if isinstance(action, Repair)]
+    assert [one.share for one in repairs] == ([pytest.approx(share)] if share else [])
+
+
+def test_only_craft_learns() -> None:
+    assert [name for name in PLANNERS if planner(name, 0.3).learns] == ["craft"]

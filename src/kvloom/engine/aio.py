@@ -109,7 +109,7 @@ class AsyncLLM:
         *,
         fidelity: Fidelity = "exact",
         share: float = REPAIRED_SHARE,
-        selector: str = "blend",
+        planner: str = "blend",
     ) -> AsyncDocument:
         """Return a document of parts, whose chunks' KV is computed once and used at any place.
 
@@ -117,11 +117,12 @@ class AsyncLLM:
 
         Raises:
             RequestError: the parts hold no text, or a setting is out of range.
-            UnsupportedModelError: the model's positions cannot be moved; `exact` still works.
+            UnsupportedModelError: the model's positions cannot be moved (`exact` still works), or
+                it does not show what the planner must know.
             CapacityError: the KV memory cannot hold the parts.
         """
         joined = await asyncio.to_thread(
-            join_parts, self, parts, fidelity=fidelity, share=share, selector=selector
+            join_parts, self, parts, fidelity=fidelity, share=share, planner=planner
         )
         return AsyncDocument(self, joined)
 

@@ -29,6 +29,7 @@ class Wishes:
         tenant: whose stored KV may answer, as `hash_tenant` gives it.
         score_from: score the prompt's tokens behind this row; None scores none.
         keep_logits: give the logits of the scored rows as well.
+        storable: whether the prompt may be stored as others are.
     """
 
     base: KVDoc | None
@@ -36,6 +37,7 @@ class Wishes:
     tenant: str
     score_from: int | None
     keep_logits: bool
+    storable: bool = True
 
 
 def make_request(
@@ -75,4 +77,5 @@ def make_request(
         submitted_s=time.monotonic(),
         exact_only=wishes.exact_only,
         tenant=wishes.tenant,
+        storable=wishes.storable,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TypedDict
 
@@ -17,6 +18,7 @@ import torch
 
 from kvloom.config import DType, EngineConfig, KVDType, Quantization, parse_bytes
 from kvloom.decode.detokenize import TextDecoder
+from kvloom.engine.calibrate import cost_model
 from kvloom.engine.engine import Engine
 from kvloom.engine.loop import EngineLoop
 from kvloom.engine.shelving import StoreSettings, give_shelf, open_store
@@ -137,6 +139,7 @@ def assemble(model: str, settings: Settings) -> Assembly:
     decoder = TextDecoder.probe(opened.tokenizer)
     fingerprint = opened.passport.fingerprint
     engine = Engine(opened.runner, decoder, config, fingerprint, opened.kv_dtype, opened.layout)
+    engine.costs = cache(partial(cost_model, opened, settings.get("cache_dir")))
     store = settings.get("store")
     if store is not None:
 

@@ -24,7 +24,10 @@ from kvloom.kv.doc import KVDoc
 from kvloom.kv.execute import add_part
 from kvloom.kv.plan import Compute, EditPlan, Keep, Mix, Take
 from kvloom.kv.pool import blocks_for
+from kvloom.reuse.planned import PlannedRows
+from kvloom.reuse.repair import stale_rows
 from kvloom.reuse.select import Selector
+from kvloom.types import SlotRange
 
 T = TypeVar("T")
 D = TypeVar("D", bound=KVDoc | None)
@@ -62,6 +65,8 @@ def compute(
     base: KVDoc | None = None,
     *,
     exact_only: bool = False,
+    tenant: str = "",
+    storable: bool = True,
     score_from: int | None = None,
     keep_logits: bool = False,
 ) -> Computed:
@@ -72,6 +77,8 @@ def compute(
         tokens: at least one.
         base: a document whose KV may be taken; None for none.
         exact_only: take of it what equals a fresh prefill, and no more.
+        tenant: whose stored KV may answer, as `hash_tenant` gives it.
+        storable: store the KV when there is time.
         score_from: score the tokens behind this row.
         keep_logits: give the logits of the scored rows as well.
 
@@ -86,6 +93,8 @@ def compute(
             None,
             base=base,
             exact_only=exact_only,
+            tenant=tenant,
+            storable=storable,
             score_from=score_from,
             keep_logits=keep_logits,
         ),
@@ -102,8 +111,32 @@ def repair(
     Raises:
         CapacityError: the KV memory has no room for the rows.
     """
+    return _repair(loop, doc, lambda engine: engine.repair(doc, share, rule, marked))
+
+
+def repair_planned(loop: EngineLoop, doc: KVDoc, rule: PlannedRows, within: SlotRange) -> Repaired:
+    """Let go of a document for a copy in which the rows of a plan are computed again.
+
+    Args:
+        loop: runs it.
+        doc: is let go of.
+        rule: says which rows.
+        within: places of the document between which all of them are.
+
+    Raises:
+        CapacityError: the KV memory has no room for the rows.
+    """
+
+    def begin(engine: Engine) -> str:
+        stale = len(stale_rows(doc).within(within).place)
+        return engine.repair(doc, min(rule.count / max(stale, 1), 1.0), rule, within=within)
+
+    return _repair(loop, doc, begin)
+
+
+def _repair(loop: EngineLoop, doc: KVDoc, begin: Callable[[Engine], str]) -> Repaired:
     try:
-        event = _wait(loop, lambda engine: engine.repair(doc, share, rule, marked))
+        event = _wait(loop, begin)
     finally:
         loop.abandon(doc)
     assert isinstance(event, Repaired)

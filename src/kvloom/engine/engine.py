@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from collections.abc import Sequence as Many
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from kvloom.config import EngineConfig
+from kvloom.cost import CostModel
 from kvloom.decode.accept import Emission, GenerationState
 from kvloom.decode.detokenize import TextDecoder
 from kvloom.decode.draw import Draw, draw
@@ -27,6 +30,7 @@ from kvloom.engine.limits import Limits
 from kvloom.engine.memory import EngineMemory
 from kvloom.engine.repairs import Repairs
 from kvloom.engine.request import Computed, Event, Failed, Request, Sequence
+from kvloom.engine.watcher import Watcher
 from kvloom.errors import CapacityError, KvloomError
 from kvloom.kv.compact import tidy
 from kvloom.kv.doc import KVDoc
@@ -39,7 +43,7 @@ from kvloom.reuse.select import Selector
 from kvloom.sched.job import JobState
 from kvloom.sched.scheduler import Scheduler, Share
 from kvloom.store.key import hash_tenant
-from kvloom.types import Forward, KVLayout, StepOutput
+from kvloom.types import Forward, KVLayout, SlotRange, StepOutput
 
 logger = logging.getLogger(__name__)
 ANYBODY = hash_tenant("")
@@ -49,6 +53,13 @@ LOADING_WAIT_S = 0.02
 
 class Engine:
     """Runs requests over one model and one pool of KV memory.
+
+    Attributes:
+        memory: the pool, and who holds what of it.
+        chunks: KV of parts of prompts.
+        watcher: runs rows and takes note of what they attend to.
+        costs: gives what passes and loads take; may measure it at the first call.
+        idle: what is done while nobody waits.
 
     Args:
         runner: runs rows.
@@ -90,6 +101,8 @@ class Engine:
         self._requests: dict[str, Request] = {}
         self._repairs = Repairs(self.memory, runner)
         self.chunks = Chunks(self.memory)
+        self.watcher = Watcher(self.memory, runner)
+        self.costs: Callable[[], CostModel] = partial(CostModel.unmeasured, len(runner.spec.layers))
         self.idle = IdleWork(self.memory)
         self._let_go: deque[KVDoc] = deque()
         self._numbers = count()
@@ -111,6 +124,7 @@ class Engine:
         tenant: str = "",
         score_from: int | None = None,
         keep_logits: bool = False,
+        storable: bool = True,
     ) -> str:
         """Take a request and return its id.
 
@@ -122,6 +136,7 @@ class Engine:
             tenant: whose stored KV may answer, as `hash_tenant` gives it.
             score_from: score the prompt's tokens behind this row.
             keep_logits: give the logits of the scored rows as well.
+            storable: store the prompt's KV when there is time.
 
         Raises:
             RequestError: the prompt is empty, too long or outside of the vocabulary.
@@ -133,7 +148,7 @@ class Engine:
             self.limits,
             prompt_tokens,
             params,
-            Wishes(base, exact_only, tenant or ANYBODY, score_from, keep_logits),
+            Wishes(base, exact_only, tenant or ANYBODY, score_from, keep_logits, storable),
         )
         request.reuse_prefix = self.config.enable_prefix_caching
         tokens = request.prompt_tokens
@@ -146,7 +161,12 @@ class Engine:
         return request.request_id
 
     def repair(
-        self, doc: KVDoc, share: float, rule: Selector, marked: np.ndarray | None = None
+        self,
+        doc: KVDoc,
+        share: float,
+        rule: Selector,
+        marked: np.ndarray | None = None,
+        within: SlotRange | None = None,
     ) -> str:
         """Compute a share of a document's stale rows again, on a fork of it; return an id.
 
@@ -157,9 +177,10 @@ class Engine:
             share: of the stale rows, 0 to 1.
             rule: chooses them.
             marked: bool per token of the document, for rules that ask for marks.
+            within: repair between these places only; the share is of stale rows there.
         """
         request_id = f"repair-{next(self._numbers)}"
-        repair = Repair(doc.fork(), share, rule, self.config.step_tokens, marked)
+        repair = Repair(doc.fork(), share, rule, self.config.step_tokens, marked, within)
         self._repairs.begin(request_id, repair)
         return request_id
 
@@ -361,7 +382,8 @@ class Engine:
         if running:
             doc = self.memory.detach(sequence)
             self.memory.publish(doc)
-            self.idle.put_by(doc.tokens, request.tenant)
+            if request.storable:
+                self.idle.put_by(doc.tokens, request.tenant)
             request.add_provenance(doc.provenance())
             if request.params is None and emission is None:
                 # Held at once, so that it can be forgotten before its receiver takes it.

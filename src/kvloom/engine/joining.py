@@ -1,30 +1,33 @@
-"""Joining: one prompt out of parts, some of which are chunks with KV of their own.
+"""Joining: one prompt out of parts, as a planner says how each of them comes about.
 
-Knows: the order of parts, what stands in memory for each, and what has to be computed.
+Knows: the order of parts, a planner, and how its actions are carried out from left to right.
 Does not know: tokenizers' templates or HTTP.
 
-Source: PromptCache (Gim et al. 2024) for chunks with KV of their own; CacheBlend (Yao et al. 2025),
-section 4, for their repair. Deviation: a chunk is computed behind a sink that is then left out.
+Source: CacheBlend (Yao et al. 2025), section 4, and Cache-Craft (Agarwal et al. 2025), for repairs.
+Deviation: what is computed anew between chunks waits for the repairs of those before it, so that
+it sees them as they will be.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
-from kvloom.engine.chunks import chunk_spans
-from kvloom.engine.computing import call, carry_out, compute, document_of, repair
+from kvloom.cost import CostModel
+from kvloom.engine.building import Building
+from kvloom.engine.computing import call, compute
 from kvloom.engine.engine import ANYBODY, Engine
+from kvloom.engine.holdings import Holdings
 from kvloom.engine.loop import EngineLoop
-from kvloom.errors import RequestError
+from kvloom.engine.plan_run import PlanRun
+from kvloom.engine.request import Computed
+from kvloom.errors import RequestError, UnsupportedModelError
 from kvloom.kv.doc import KVDoc
-from kvloom.kv.plan import Compute, EditPlan, Part, Take, merged, require_movable
-from kvloom.kv.span import Span
 from kvloom.outputs import EditReceipt, Fidelity
-from kvloom.reuse.select import Selector
+from kvloom.reuse.actions import Part, Planner, Wanted
+from kvloom.reuse.planner import places
+from kvloom.store.key import hash_tokens
 from kvloom.types import ModelSpec
 
 
@@ -35,10 +38,13 @@ class TokenPart:
     Attributes:
         tokens: token ids.
         reusable: whether its KV may be computed alone and used at any place.
+        kv: a document of these tokens whose KV may be used as well, if it is reusable; the caller
+            keeps it. What has been forgotten of it, or is of other tokens, is left alone.
     """
 
     tokens: tuple[int, ...]
     reusable: bool
+    kv: KVDoc | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +71,7 @@ class Joining:
         spec: of the model, whose positions must be movable.
         sink: tokens that a chunk is computed behind.
         fidelity: of the chunks.
-        share: of their rows that is repaired.
-        rule: chooses these.
+        planner: says how each part comes about.
         tenant: whose chunks they are.
     """
 
@@ -74,8 +79,7 @@ class Joining:
     spec: ModelSpec
     sink: tuple[int, ...]
     fidelity: Fidelity
-    share: float
-    rule: Selector
+    planner: Planner
     tenant: str = ANYBODY
 
     def join(self, parts: Sequence[TokenPart]) -> Joined:
@@ -83,7 +87,8 @@ class Joining:
 
         Raises:
             RequestError: there are no tokens.
-            UnsupportedModelError: the model's positions cannot be moved.
+            UnsupportedModelError: the model's positions cannot be moved, or the planner must know
+                what chunks attend to and the model does not show it.
             CapacityError: the KV memory cannot hold the parts.
         """
         begun = time.perf_counter()
@@ -91,64 +96,62 @@ class Joining:
         if not tokens:
             raise RequestError("The prompt has no tokens; give a part with text.", param="parts")
         body = list(parts)
-        while body and (self.fidelity == "exact" or not body[-1].reusable):
+        while body and not body[-1].reusable:
             body.pop()
-        built, rows = self._shown(body, tokens)
-        found = None
-        if self.fidelity == "repaired":
-            repaired = repair(self.loop, built, self.share, self.rule)
-            built, found = repaired.doc, repaired.receipt
-        try:
-            computed = compute(self.loop, tokens, built)
-        finally:
-            self.loop.abandon(built)
-        rows += computed.usage.computed_tokens
-        receipt = EditReceipt(
+        if not body or (self.fidelity == "exact" and not self.planner.learns):
+            computed = compute(self.loop, tokens, tenant=self.tenant)
+            rows = computed.usage.computed_tokens
+            return Joined(computed.doc, tokens, self._receipt(computed, rows, begun))
+        return self._planned(body, tokens, begun)
+
+    def _planned(self, body: Sequence[TokenPart], tokens: list[int], begun: float) -> Joined:
+        """Join parts of which at least one may be shown."""
+        want, known, cost = call(self.loop, lambda engine: self._asked(engine, body, tokens))
+        own = {n: part.kv for n, part in enumerate(body) if part.kv is not None and part.reusable}
+        with Holdings(self.loop, self.sink, self.tenant) as holdings:
+            have = holdings.of(want, own, known, computes=not self.planner.learns)
+            actions = self.planner.plan(want, have, cost, self.fidelity)
+            holdings.prefetch(want, actions)
+            building = Building(self.loop, tokens, self.tenant)
+            try:
+                run = PlanRun(want, self.planner, holdings, building, self.tenant)
+                for place in places(want):
+                    steps = [action for action in actions if action.part == place.number]
+                    run.carry_out(place, steps, is_known=place.stop <= known)
+                run.repair()
+                run.note_rest(tokens)
+                computed = building.finish()
+            except BaseException:
+                building.close()
+                raise
+        rows = building.rows + holdings.rows
+        receipt = self._receipt(computed, rows, begun)
+        return Joined(computed.doc, tokens, run.added_to(receipt, holdings.loaded_bytes))
+
+    def _asked(
+        self, engine: Engine, body: Sequence[TokenPart], tokens: list[int]
+    ) -> tuple[Wanted, int, CostModel]:
+        """Return what a planner is asked, and how many first tokens are known exactly."""
+        known = engine.memory.known_prefix(tokens)
+        parts = tuple(
+            Part(part.tokens, hash_tokens(part.tokens).hex() if part.reusable else None)
+            for part in body
+        )
+        movable = self.spec.positions == "movable"
+        want = Wanted(engine.memory.root, parts, movable=movable)
+        shown = [place for place in places(want) if place.part.chunk and place.stop > known]
+        if shown and not movable and self.fidelity != "exact":
+            why = "; ".join(self.spec.notes) or f"its positions are {self.spec.positions}"
+            raise UnsupportedModelError(
+                f"Chunks would stand at other positions than they were computed at, which this "
+                f"model does not allow: {why}. Join them with the fidelity `exact`."
+            )
+        return want, known, engine.costs()
+
+    def _receipt(self, computed: Computed, rows: int, begun: float) -> EditReceipt:
+        return EditReceipt(
             fidelity=self.fidelity,
             tokens=computed.usage.provenance.tokens,
-            recomputed=rows + (found.repaired if found else 0),
-            repaired=found.repaired if found else 0,
-            deviation=found.deviation if found else None,
-            deviation_left=found.left if found else None,
+            recomputed=rows,
             seconds=time.perf_counter() - begun,
         )
-        return Joined(computed.doc, tokens, receipt)
-
-    def _shown(self, body: Sequence[TokenPart], tokens: list[int]) -> tuple[KVDoc, int]:
-        """Return a document of parts, and the rows that were run for it and its chunks."""
-        known = call(self.loop, lambda engine: engine.memory.known_prefix(tokens))
-        rows = place = 0
-        with ExitStack() as stack:
-            parts: list[Part] = []
-            for part in body:
-                place += len(part.tokens)
-                if not part.reusable or place <= known:
-                    parts.append(Compute(part.tokens))
-                    continue
-                doc, computed = self._chunk(part.tokens)
-                stack.callback(self.loop.abandon, doc)
-                rows += computed
-                parts.append(Take(self._spans(doc)))
-            plan = EditPlan(merged(parts))
-            require_movable(plan, self.spec)
-            empty = document_of(self.loop, Engine.new_document)
-            stack.callback(self.loop.abandon, empty)
-            built, run = carry_out(self.loop, empty, plan)
-        return built, rows + run
-
-    def _spans(self, doc: KVDoc) -> tuple[Span, ...]:
-        return call(self.loop, lambda _: chunk_spans(doc, self.sink))
-
-    def _chunk(self, tokens: tuple[int, ...]) -> tuple[KVDoc, int]:
-        """Return a fork of a chunk's document, and the rows that were run for it."""
-        sink, tenant, loop = self.sink, self.tenant, self.loop
-        doc = document_of(loop, lambda engine: engine.chunks.find(sink, tokens, tenant))
-        rows = 0
-        while doc is None:
-            computed = compute(loop, [*sink, *tokens])
-            rows += computed.usage.computed_tokens
-            doc = document_of(loop, partial(self._add, tokens, computed.doc))
-        return doc, rows
-
-    def _add(self, tokens: tuple[int, ...], doc: KVDoc, engine: Engine) -> KVDoc | None:
-        return engine.chunks.add(self.sink, tokens, self.tenant, doc)

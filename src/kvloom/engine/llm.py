@@ -64,6 +64,8 @@ class LLM:
         *,
         parts: Sequence[str | Chunk] | None = None,
         fidelity: Fidelity = "exact",
+        share: float = REPAIRED_SHARE,
+        planner: str = "blend",
         progress: bool = False,
     ) -> list[RequestOutput]:
         """Complete one or many prompts, text or token ids; the results keep their order.
@@ -73,6 +75,8 @@ class LLM:
             params: how, for all or for each.
             parts: one prompt as texts and chunks, in place of prompts; see `join`.
             fidelity: of the chunks.
+            share: of their tokens that is computed again where `repaired`.
+            planner: says what is done with each part.
             progress: show a bar.
 
         Raises:
@@ -84,7 +88,7 @@ class LLM:
             raise RequestError("Give prompts or parts, and not both.", param="prompt")
         if prompts is None:
             (one,) = as_params(params, 1)
-            document = self.join(parts or (), fidelity=fidelity)
+            document = self.join(parts or (), fidelity=fidelity, share=share, planner=planner)
             return [replace(document.generate("", one), receipt=document.receipt)]
         asked = as_prompts(prompts)
         return self._run([tokenize(self.tokenizer, p) for p in asked], params, progress=progress)
@@ -134,7 +138,7 @@ class LLM:
         *,
         fidelity: Fidelity = "exact",
         share: float = REPAIRED_SHARE,
-        selector: str = "blend",
+        planner: str = "blend",
     ) -> Document:
         """Return a document of parts, whose chunks' KV is computed once and used at any place.
 
@@ -142,10 +146,11 @@ class LLM:
 
         Raises:
             RequestError: the parts hold no text, or a setting is out of range.
-            UnsupportedModelError: the model's positions cannot be moved; `exact` still works.
+            UnsupportedModelError: the model's positions cannot be moved (`exact` still works), or
+                it does not show what the planner must know.
             CapacityError: the KV memory cannot hold the parts.
         """
-        return join_parts(self, parts, fidelity=fidelity, share=share, selector=selector)
+        return join_parts(self, parts, fidelity=fidelity, share=share, planner=planner)
 
     def stats(self) -> EngineStats:
         """Return counters and gauges since the start."""

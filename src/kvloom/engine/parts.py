@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvloom.engine.document import Document
+from kvloom.engine.engine import ANYBODY
 from kvloom.engine.fidelity import REPAIRED_SHARE, check_edit
 from kvloom.engine.host import Host
 from kvloom.engine.joining import Joining, TokenPart
 from kvloom.errors import RequestError
 from kvloom.model.tokenizer import TextTokenizer
 from kvloom.outputs import Fidelity
+from kvloom.reuse.planner import planner as planner_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ def join_parts(
     *,
     fidelity: Fidelity = "exact",
     share: float = REPAIRED_SHARE,
-    selector: str = "blend",
+    planner: str = "blend",
 ) -> Document:
     """Return a document of parts, whose chunks' KV is computed once and used at any place.
 
@@ -39,18 +41,49 @@ def join_parts(
         llm: whose document it is.
         parts: texts, and chunks of text, in order.
         fidelity: `exact` computes all parts in order; `shifted` shows chunks as they were
-            computed alone; `repaired` computes a share of their tokens again.
-        share: of the chunks' tokens that is computed again where `repaired`.
-        selector: how these are chosen: `blend`, `first` or `random`.
+            computed before; `repaired` computes a share of their tokens again.
+        share: of every chunk's tokens that is computed again where `repaired`, about.
+        planner: says which tokens, and what is done with each part: `blend`, `craft`, `first`,
+            `random` or `none`. `craft` also takes note of what chunks attend to, where it has one
+            computed, and keeps it for the next time.
 
     Raises:
         RequestError: the parts hold no text, or a setting is out of range.
-        UnsupportedModelError: the model's positions cannot be moved; `exact` still works.
+        UnsupportedModelError: the model's positions cannot be moved (`exact` still works), or it
+            does not show what `craft` must know.
         CapacityError: the KV memory cannot hold the parts.
     """
-    rule = check_edit(fidelity, share, selector).rule
-    joining = Joining(llm.loop, llm.spec, sink_of(llm.tokenizer), fidelity, share, rule)
-    joined = joining.join(tokenize_parts(llm.tokenizer, parts))
+    found = tokenize_parts(llm.tokenizer, parts)
+    return join_tokens(llm, found, fidelity=fidelity, share=share, planner=planner)
+
+
+def join_tokens(
+    llm: Host,
+    parts: Sequence[TokenPart],
+    *,
+    fidelity: Fidelity = "exact",
+    share: float = REPAIRED_SHARE,
+    planner: str = "blend",
+    tenant: str = ANYBODY,
+) -> Document:
+    """Return a document of parts in tokens; the settings are those of `join_parts`.
+
+    Args:
+        llm: whose document it is.
+        parts: in order.
+        fidelity: of the chunks.
+        share: of their tokens that is computed again.
+        planner: what is done with each part.
+        tenant: whose chunks they are, as `hash_tenant` gives it.
+
+    Raises:
+        RequestError: the parts hold no tokens, or a setting is out of range.
+        UnsupportedModelError: as `join_parts` has it.
+        CapacityError: the KV memory cannot hold the parts.
+    """
+    check_edit(fidelity, share, "blend")
+    sink, asked = sink_of(llm.tokenizer), planner_of(planner, share)
+    joined = Joining(llm.loop, llm.spec, sink, fidelity, asked, tenant).join(parts)
     return Document(llm, joined.tokens, joined.doc, joined.receipt)
 
 

@@ -40,6 +40,7 @@ class Request:
         reuse_prefix: whether other documents' KV may answer for the prompt.
         exact_only: take of the base what equals a fresh prefill, and no more.
         tenant: digest of whoever asks; stored KV is found by nobody else.
+        storable: whether its KV may be stored as that of others is.
         asked_store: whether the store was asked for the prompt's beginning.
         loading: what the store is about to give.
         submitted_s: time of submission.
@@ -56,6 +57,7 @@ class Request:
     reuse_prefix: bool = True
     exact_only: bool = False
     tenant: str = ""
+    storable: bool = True
     asked_store: bool = False
     loading: Loading | None = None
     sequences: list[Sequence] = field(default_factory=list)

@@ -1,9 +1,10 @@
-"""The shelf: prefixes that outlive the pool and the process, between documents and the store.
+"""The shelf: KV that outlives the pool and the process, between documents and the store.
 
 Knows: which part of a document is stored already, and how stored chunks become spans again.
 Does not know: tiers, files, or when requests run.
 
-Only KV that equals a fresh prefill is shelved. A failed read is a miss: the tokens are computed.
+Only KV that was computed plainly is shelved: beginnings of prompts, and chunks behind their sink. A
+failed read is a miss: the tokens are computed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from kvloom.kv.pool import Pool, blocks_for
 from kvloom.kv.slots import Slots
 from kvloom.kv.span import Span, cut
 from kvloom.store.chunk import Chunk, ChunkDType
-from kvloom.store.key import Place, context_of, hash_tokens
+from kvloom.store.key import ChunkKey, Place, context_of, hash_tokens
 from kvloom.store.prefix import Step, find_prefix
 from kvloom.store.tier import Tally
 from kvloom.store.worker import Worker
@@ -161,22 +162,65 @@ class Shelf:
         spans = list(cut(doc.order, start, length))
         chunk = self._chunk(spans, tokens, start, tenant)
         # What stands before is scanned again as far as a credential could reach across.
-        scanned = tokens[max(start - OVERLAP_TOKENS, 0) : length]
+        self._put(chunk, tokens[max(start - OVERLAP_TOKENS, 0) : length])
+
+    def keep_chunk(self, doc: KVDoc, tenant: str) -> None:
+        """Store a document of nothing but a chunk, under the lineage that it was computed behind.
+
+        Its tokens are from the first on what one pass made; nothing of it moved or was repaired.
+        """
+        self._put(self._chunk(list(doc.order), doc.tokens, 0, tenant), doc.tokens)
+
+    def key(self, tokens: Sequence[int], behind: Lineage, tenant: str) -> ChunkKey:
+        """Return the key of a chunk that was computed behind something."""
+        place = Place(self._fingerprint, "", context_of(behind), tenant)
+        return place.key(hash_tokens(tokens))
+
+    def fetch(self, key: ChunkKey) -> Future[Chunk | None]:
+        """Begin to read a chunk; may be called from any thread."""
+        return self.store.fetch(key)
+
+    def take_chunk(self, key: ChunkKey, base: int, future: Future[Chunk | None]) -> KVDoc | None:
+        """Return a document of a chunk that was read; None, and counted, if it cannot be used.
+
+        Args:
+            key: it was asked for with.
+            base: position that its first key must be rotated at.
+            future: of `fetch`; if it has not ended, nobody waits for it any longer.
+        """
+        chunk = self._arrived(future)
+        doc = None
+        try:
+            if chunk is not None and (chunk.key, chunk.base) == (key, base):
+                doc = self._carried_in(chunk)
+        except Exception as error:  # computed instead, whatever is wrong with it
+            self._tally.say_once("load", "stored KV is not used: %s", error)
+        if doc is None:
+            self.counts["missed"] += 1
+        else:
+            self.counts["loaded_tokens"] += doc.length
+        if not self._is_off(future):
+            self._late.append(future)
+        return doc
+
+    def _put(self, chunk: Chunk, scanned: Sequence[int]) -> None:
+        """Scan tokens for credentials, and store a chunk, both in the background."""
 
         def put() -> None:
-            self.store.put(chunk, secret=bool(self._scan(scanned)))
+            if not self.store.has(chunk.name):
+                self.store.put(chunk, secret=bool(self._scan(scanned)))
 
         future = self._scanner.submit(put, size=chunk.nbytes)
         if future is None:
             self.counts["dropped"] += 1
             return
         future.add_done_callback(self._report)
-        self.counts["kept_tokens"] += length - start
+        self.counts["kept_tokens"] += len(chunk.tokens)
 
     def _report(self, future: Future[None]) -> None:
         if (error := future.exception()) is not None:
             self.counts["dropped"] += 1
-            self._tally.say_once("scan", "a prefix was not stored: %s", error)
+            self._tally.say_once("scan", "KV was not stored: %s", error)
 
     def _arrived(self, future: Future[Chunk | None]) -> Chunk | None:
         if not future.done() or future.cancelled() or future.exception() is not None:
@@ -189,16 +233,22 @@ class Shelf:
 
     def _append(self, doc: KVDoc, chunk: Chunk, num_tokens: int) -> bool:
         """Show a chunk's first tokens at a document's end; say whether its format is the pool's."""
-        slots = Slots.of_tensors(chunk.tensors, chunk.layout)
-        if not fits(self._pool, slots, len(chunk.tokens)):
+        holder = self._carried_in(chunk, num_tokens)
+        if holder is None:
             return False
-        tokens = chunk.tokens[:num_tokens].tolist()
-        holder = carried_in(self._pool, slots, tokens, chunk.base, chunk.origin)
         try:
             doc.extend(holder.spans)
         finally:
             holder.close()
         return True
+
+    def _carried_in(self, chunk: Chunk, num_tokens: int | None = None) -> KVDoc | None:
+        """Return a document of a chunk's first tokens; None if its format is not the pool's."""
+        slots = Slots.of_tensors(chunk.tensors, chunk.layout)
+        if not fits(self._pool, slots, len(chunk.tokens)):
+            return None
+        tokens = chunk.tokens[:num_tokens].tolist()
+        return carried_in(self._pool, slots, tokens, chunk.base, chunk.origin)
 
     def _chunk(self, spans: list[Span], tokens: list[int], start: int, tenant: str) -> Chunk:
         slots = carried_out(self._pool, spans)

@@ -7,6 +7,7 @@ Does not know: requests, sampling, or why a document is shaped as it is.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,6 +47,9 @@ class SeamRunner:
         model: a causal language model in eval mode.
         spec: what the probe found.
         hook: the model's attention hook, which the runner takes over.
+
+    Attributes:
+        scales: factor on q·k of every layer, not a number before a pass has shown it.
     """
 
     def __init__(self, model: nn.Module, spec: ModelSpec, hook: AttentionHook) -> None:
@@ -55,6 +59,7 @@ class SeamRunner:
         self._step: _Step | None = None
         self._watch: Callable[[AttentionCall], object] | None = None
         self._windows = {layer.window for layer in spec.layers}
+        self.scales = [math.nan] * len(spec.layers)
         self._picks_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @property
@@ -128,6 +133,7 @@ class SeamRunner:
         # Layers are told apart by the order of their calls: some modules are called twice a pass.
         layer = self._spec.layers[step.calls]
         step.calls += 1
+        self.scales[layer.index] = call.scale
         q, k = self._rotate(step, layer, call.q), self._rotate(step, layer, call.k)
         write(step.plan, layer.index, k, call.v)
         if step.observe is not None:

@@ -129,6 +129,11 @@ class Planner(Protocol):
         """How it is asked for."""
         ...
 
+    @property
+    def learns(self) -> bool:
+        """Whether it wants to know what a chunk that is computed attends to."""
+        ...
+
     def plan(
         self, want: Wanted, have: Inventory, cost: CostModel, fidelity: Fidelity
     ) -> list[Action]:

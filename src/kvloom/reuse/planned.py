@@ -15,6 +15,7 @@ import numpy as np
 from kvloom.reuse.actions import Action, Repair, Wanted
 from kvloom.reuse.planner import places
 from kvloom.reuse.select import StaleRows, selector
+from kvloom.types import SlotRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,7 @@ class PlannedRows:
         """Return the places that the plan repairs; how many is the plan's to say."""
         chosen = [np.empty(0, dtype=np.int64)]
         for start, length, repair in self.repairs:
-            low, high = np.searchsorted(rows.place, (start, start + length))
-            inside = StaleRows(
-                rows.place[low:high],
-                rows.part[low:high],
-                None if rows.deviation is None else rows.deviation[low:high],
-            )
+            inside = rows.within(SlotRange(start, start + length))
             if repair.rows is not None:
                 planned = np.array(repair.rows, dtype=np.int64) + start
                 chosen.append(planned[np.isin(planned, inside.place)])

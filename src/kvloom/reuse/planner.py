@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Protocol
 
@@ -58,6 +58,11 @@ class Place:
     start: int
     expected: Lineage
     now: Context
+
+    @property
+    def stop(self) -> int:
+        """Tokens before the next part."""
+        return self.start + len(self.part.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +128,20 @@ class Craft:
 
 @dataclass(frozen=True, slots=True)
 class First:
-    """Repair the first rows of every chunk, whose own attention sink stands in the middle now."""
+    """Repair the first rows of every chunk, whose own attention sink stands in the middle now.
 
-    rows: int = FIRST_ROWS
+    Attributes:
+        share: of the chunk's rows; None for a sink's.
+    """
+
+    share: float | None = None
 
     def fix(self, place: Place, held: Held) -> Fix:
         """Return the first rows."""
-        count = min(self.rows, len(place.part.tokens))
-        return Fix(count / len(place.part.tokens), "first", tuple(range(count)))
+        length = len(place.part.tokens)
+        rows = FIRST_ROWS if self.share is None else math.ceil(self.share * length)
+        count = min(rows, length)
+        return Fix(count / length, "first", tuple(range(count)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +168,15 @@ class Joining:
 
 
 @dataclass(frozen=True, slots=True)
+class Everything:
+    """Repair all rows, which is to compute a chunk behind what stands before it."""
+
+    def fix(self, place: Place, held: Held) -> Fix:
+        """Return everything."""
+        return Fix(1.0)
+
+
+@dataclass(frozen=True, slots=True)
 class _Choice:
     """What can be done with a part, in order of preference, and the seconds it takes."""
 
@@ -177,6 +197,7 @@ class PartPlanner:
 
     name: str
     method: Method
+    learns: bool = False
 
     def plan(
         self, want: Wanted, have: Inventory, cost: CostModel, fidelity: Fidelity
@@ -221,12 +242,12 @@ class PartPlanner:
         return _Choice(not exact, fix.share, seconds, tuple(actions))
 
 
-PLANNERS: Mapping[str, Planner] = MappingProxyType(
+PLANNERS: Mapping[str, PartPlanner] = MappingProxyType(
     {
         one.name: one
         for one in (
             PartPlanner("blend", Blend()),
-            PartPlanner("craft", Craft()),
+            PartPlanner("craft", Craft(), learns=True),
             PartPlanner("first", First()),
             PartPlanner("random", ByChance()),
             PartPlanner("none", Joining()),
@@ -236,13 +257,29 @@ PLANNERS: Mapping[str, Planner] = MappingProxyType(
 """The planners by name."""
 
 
-def planner(name: str) -> Planner:
+def planner(name: str, share: float | None = None) -> Planner:
     """Return a planner by its name.
+
+    Args:
+        name: of `PLANNERS`.
+        share: of the rows of a chunk, 0 to 1; None for the method's own. `craft` repairs so many
+            of a chunk that attended to nothing before it, and others in proportion.
 
     Raises:
         RequestError: there is none of that name.
     """
-    return named(PLANNERS, name, "planner")
+    found = named(PLANNERS, name, "planner")
+    if share is None or name == "none":
+        return found
+    if share >= 1.0:
+        return replace(found, method=Everything())
+    methods: Mapping[str, Method] = {
+        "blend": Blend(share),
+        "craft": Craft(alpha=share / FLOOR),
+        "first": First(share),
+        "random": ByChance(share),
+    }
+    return replace(found, method=methods[name])
 
 
 def places(want: Wanted) -> Iterator[Place]:

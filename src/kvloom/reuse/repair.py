@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kvloom.kv.doc import KVDoc
 from kvloom.reuse.select import Selector, StaleRows
-from kvloom.types import Forward, Rows, Taint
+from kvloom.types import Forward, Rows, SlotRange, Taint
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class Repair:
         rule: chooses them.
         step_rows: rows of one forward pass at most.
         marked: bool per token of the document, for rules that ask for marks.
+        within: repair between these places of the document only; its share is of stale rows there.
     """
 
     def __init__(
@@ -55,10 +56,11 @@ class Repair:
         rule: Selector,
         step_rows: int,
         marked: np.ndarray | None = None,
+        within: SlotRange | None = None,
     ) -> None:
         self.doc = doc
         self._tokens = np.array(doc.tokens, dtype=np.int64)
-        self._rows = stale_rows(doc)
+        self._rows = stale_rows(doc) if within is None else stale_rows(doc).within(within)
         self._marked = marked
         self._rule = rule
         self._step_rows = step_rows

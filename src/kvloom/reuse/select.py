@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from kvloom.registry import named
+from kvloom.types import SlotRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,16 @@ class StaleRows:
     part: np.ndarray
     deviation: np.ndarray | None = None
     marked: np.ndarray | None = None
+
+    def within(self, places: SlotRange) -> StaleRows:
+        """Return the rows between two places of the document."""
+        low, high = np.searchsorted(self.place, places)
+        return StaleRows(
+            self.place[low:high],
+            self.part[low:high],
+            None if self.deviation is None else self.deviation[low:high],
+            None if self.marked is None else self.marked[low:high],
+        )
 
 
 class Selector(Protocol):

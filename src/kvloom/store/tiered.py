@@ -114,7 +114,11 @@ class TieredStore:
 
     def has(self, name: str) -> bool:
         """Whether any tier has such a chunk."""
-        return any(tier.has(name) for tier in (self._ram, *self._lower))
+        return self.tier_of(name) is not None
+
+    def tier_of(self, name: str) -> str | None:
+        """Return the name of the first tier that has such a chunk; None if none has."""
+        return next((t.name for t in (self._ram, *self._lower) if t.has(name)), None)
 
     def pin(self, name: str, *, pinned: bool = True) -> bool:
         """Keep a chunk when room is needed, or no longer; say whether any tier does so."""

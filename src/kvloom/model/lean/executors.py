@@ -63,6 +63,11 @@ class Executor(Protocol):
         ...
 
     @property
+    def decoder(self) -> Decoder:
+        """What is run."""
+        ...
+
+    @property
     def layout(self) -> KVLayout:
         """The layout of the pools it works on."""
         ...

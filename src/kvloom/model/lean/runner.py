@@ -34,6 +34,11 @@ class LeanRunner:
         return self._spec
 
     @property
+    def scales(self) -> list[float]:
+        """Factor on q·k of every layer."""
+        return [layer.scale for layer in self.executor.decoder.layers]
+
+    @property
     def layout(self) -> KVLayout:
         """The layout of the pools it works on."""
         return self.executor.layout

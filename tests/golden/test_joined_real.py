@@ -1,0 +1,95 @@
+"""Eight passages of real text in new order, on the embedded model in fp32: error and time."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from kvloom import LLM, Document, SamplingParams
+from kvloom.engine.joining import TokenPart
+from kvloom.engine.parts import join_tokens
+from kvloom.outputs import Fidelity
+from tests.golden.test_generate import source
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
+MODULES = ("argparse", "heapq", "textwrap", "statistics", "shlex", "fractions", "calendar", "queue")
+SYSTEM = "# Parts of Python's standard library.\n"
+QUESTIONS = (
+    "\n\n# A function that sorts a list with the heap above:\ndef",
+    "\n\n# Usage: parse the arguments of a command line with the parser above.\n",
+    "\n\n# The module that prints a month as text is called",
+    "\n\nclass Test",
+)
+CHUNK, NEXT = 512, 24
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM(dtype="float32", kv_memory="3GiB") as made:
+        yield made
+
+
+def passages(llm: LLM) -> list[TokenPart]:
+    """The first 512 tokens behind the head of each module's source."""
+    found = []
+    for name in MODULES:
+        tokens = llm.tokenizer.encode(source(name), add_special_tokens=False)
+        found.append(TokenPart(tuple(tokens[100 : 100 + CHUNK]), reusable=True))
+    return found
+
+
+def text_part(llm: LLM, text: str, *, first: bool = False) -> TokenPart:
+    return TokenPart(tuple(llm.tokenizer.encode(text, add_special_tokens=first)), reusable=False)
+
+
+def forget_prefixes(llm: LLM) -> None:
+    llm.loop.call(lambda engine: engine.memory.tree.clear()).result()
+
+
+def timed(llm: LLM, parts: list[TokenPart], fidelity: Fidelity) -> tuple[Document, float]:
+    forget_prefixes(llm)
+    start = time.perf_counter()
+    joined = join_tokens(llm, parts, fidelity=fidelity)
+    joined.generate("", SamplingParams(temperature=0, max_tokens=1))
+    return joined, time.perf_counter() - start
+
+
+def divergence(truth: torch.Tensor, found: torch.Tensor) -> float:
+    """Mean KL divergence of rows of logits, in nats."""
+    p, q = truth.log_softmax(-1), found.log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def test_repaired_passages_are_nearer_and_faster(llm: LLM) -> None:
+    chunks, shuffled = passages(llm), random.Random(0)
+    join_tokens(llm, [text_part(llm, SYSTEM, first=True), *chunks], fidelity="shifted").close()
+    errors: dict[str, list[float]] = {"shifted": [], "repaired": []}
+    seconds: dict[str, list[float]] = {"shifted": [], "repaired": [], "exact": []}
+    for question in QUESTIONS:
+        order = shuffled.sample(chunks, len(chunks))
+        parts = [text_part(llm, SYSTEM, first=True), *order, text_part(llm, question)]
+        docs = {}
+        for fidelity in ("shifted", "repaired", "exact"):
+            docs[fidelity], took = timed(llm, parts, fidelity)
+            seconds[fidelity].append(took)
+        greedy = SamplingParams(temperature=0, max_tokens=NEXT, ignore_eos=True)
+        behind = docs["exact"].generate("", greedy).outputs[0].text
+        _, truth = docs["exact"].score(behind, return_logits=True)
+        for fidelity, found in errors.items():
+            _, logits = docs[fidelity].score(behind, return_logits=True)
+            found.append(divergence(truth, logits))
+        for doc in docs.values():
+            doc.close()
+    means = {name: sum(found) / len(found) for name, found in errors.items()}
+    fastest = {name: min(found) for name, found in seconds.items()}
+    print(
+        f"\nKL shifted {means['shifted']:.4f}, repaired {means['repaired']:.4f}: "
+        f"{means['repaired'] / means['shifted']:.2f}; seconds shifted {fastest['shifted']:.2f}, "
+        f"repaired {fastest['repaired']:.2f}, exact {fastest['exact']:.2f}: "
+        f"{fastest['repaired'] / fastest['exact']:.2f}"
+    )
+    assert means["repaired"] <= 0.6 * means["shifted"]
