@@ -15,7 +15,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Serve; the argument is a JSON object with `speed`, `ways`, `fault`, `at`, `log` and the like."""
+    """Serve; the argument is a JSON object with `speed`, `ways`, `fault`, `at` and the like."""
     settings = json.loads(sys.argv[1])
     if settings.get("stubborn"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -36,9 +36,9 @@ def wrong(request: dict[str, Any], settings: dict[str, Any]) -> bool:
     width = max(map(len, request.get("prompts", [[]])))
     if request["do"] == "load":
         settings["store"] = request["store"]
-    if settings.get("only_with_store") and settings["store"] is None:
-        return False
-    if request["do"] != settings.get("at", "complete") or width < settings.get("from_width", 0):
+    spared = settings.get("only_with_store") and settings["store"] is None
+    elsewhere = request["do"] != settings.get("at", "complete")
+    if spared or elsewhere or width < settings.get("from_width", 0):
         return False
     match settings.get("fault"):
         case "raise":

@@ -22,8 +22,8 @@ SCHEMA = "kvloom.bench.chain"
 SCHEMA_VERSION = 1
 _SOME = 100
 _LEGEND = (
-    "fresh: a document of the same tokens, computed at once · blocks: of 64 tokens · views: runs of "
-    "slots that a decode step reads"
+    "fresh: a document of the same tokens, computed at once · blocks: of 64 tokens · views: runs "
+    "of slots that a decode step reads"
 )
 
 
@@ -36,7 +36,7 @@ def report_json(report: ChainReport) -> str:
 
 
 def edit_times(report: ChainReport) -> dict[str, float]:
-    """Return median seconds of an edit: over the first ones, the last ones and all, and the most."""
+    """Return median seconds of an edit, over the first ones, the last ones and all, and most."""
     seconds = report.edit_s
     return {
         "first": median(seconds[:_SOME]),
@@ -94,8 +94,8 @@ def _edits(report: ChainReport) -> str:
     times = {name: f"{1000 * seconds:.1f}" for name, seconds in edit_times(report).items()}
     some = min(_SOME, len(report.edit_s))
     return (
-        f"An edit takes {times['first']} ms (median of the first {some}), {times['last']} ms (of the "
-        f"last {some}), {times['most']} ms at most."
+        f"An edit takes {times['first']} ms (median of the first {some}), {times['last']} ms (of "
+        f"the last {some}), {times['most']} ms at most."
     )
 
 

@@ -1,4 +1,4 @@
-"""Shares: what is saved where a task is done with less work, as a part of the time it takes in full.
+"""Shares: the time of a task that is done with less work, as a part of what all of it takes.
 
 Knows: which tasks do the same thing with more work.
 Does not know: how the times came about or how they are shown.

@@ -30,8 +30,8 @@ SCHEMA_VERSION = 2
 _NONE = "–"
 _LEGEND = (
     "median and range over the rounds · *: the fastest peer · x as fast: how many times as fast as "
-    "this engine kvloom is · same: generated tokens that equal kvloom's exact ones, up to the first "
-    "other one · repaired, shifted: KV behind the change is kept, so that tokens may differ"
+    "this engine kvloom is · same: generated tokens that equal kvloom's exact ones, up to the "
+    "first other one · repaired, shifted: KV behind the change is kept, so that tokens may differ"
 )
 
 

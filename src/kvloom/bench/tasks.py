@@ -34,8 +34,8 @@ class Task:
             whole text; 0 if it is no edit. Another place is edited in each round.
         replaced_tokens: tokens that stood there before.
         way: how what was computed earlier is used: `exact` takes of it what a fresh prefill would
-            have, `repaired` and `shifted` keep what is behind the edit as well, `restarted` is exact
-            and begins with the engine started anew. Engines need not have the others.
+            have, `repaired` and `shifted` keep what is behind the edit as well, `restarted` is
+            exact and begins with the engine started anew. Engines need not have the others.
         held_against: name of the task that does the same with more work; empty for none.
     """
 
