@@ -34,8 +34,7 @@ def main() -> None:
 def wrong(request: dict[str, Any], settings: dict[str, Any]) -> bool:
     """Misbehave if this is the request for it; tell whether the request is dealt with."""
     width = max(map(len, request.get("prompts", [[]])))
-    if request["do"] == "load":
-        settings["store"] = request["store"]
+    settings["store"] = request.get("store", settings.get("store"))
     spared = settings.get("only_with_store") and settings["store"] is None
     elsewhere = request["do"] != settings.get("at", "complete")
     if spared or elsewhere or width < settings.get("from_width", 0):

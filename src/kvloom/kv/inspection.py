@@ -27,7 +27,7 @@ def layout_of(doc: KVDoc) -> DocumentLayout:
 
 
 def keys_and_values(doc: KVDoc, layer: LayerSpec) -> tuple[Tensor, Tensor]:
-    """Return fp32 keys (g, t, d) turned to where they stand now, and values (g, t, dv), in order."""
+    """Return fp32 keys (g, t, d), turned to where they stand now, and values (g, t, dv)."""
     keys = [torch.empty(layer.kv_heads, 0, layer.k_dim)]
     values = [torch.empty(layer.kv_heads, 0, layer.v_dim)]
     for piece in doc.order:
