@@ -51,6 +51,7 @@ class EngineConfig:
         max_running: sequences that run at once.
         max_waiting: requests that may wait; more are refused with a time to retry.
         enable_prefix_caching: reuse the KV of equal token prefixes.
+        repair_when_idle: make documents exact while there is nothing else to do.
     """
 
     kv_memory_bytes: int = 2 * 2**30
@@ -59,6 +60,7 @@ class EngineConfig:
     max_running: int = 64
     max_waiting: int = 1024
     enable_prefix_caching: bool = True
+    repair_when_idle: bool = True
 
     def __post_init__(self) -> None:
         for name in ("kv_memory_bytes", "max_model_len", "step_tokens", "max_running"):

@@ -244,6 +244,8 @@ class EngineStats:
         steps: forward passes.
         prefix_hits: admissions that reused at least one token.
         prefix_queries: admissions that looked for reusable tokens.
+        idle_repaired_rows: rows of documents that were made exact while nobody waited.
+        idle_repair_failures: documents that could not be made exact so, and stay as they are.
     """
 
     running: int = 0
@@ -263,3 +265,5 @@ class EngineStats:
     steps: int = 0
     prefix_hits: int = 0
     prefix_queries: int = 0
+    idle_repaired_rows: int = 0
+    idle_repair_failures: int = 0

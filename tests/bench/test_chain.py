@@ -27,7 +27,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def llm(folder: str) -> Iterator[LLM]:
     with LLM(
-        folder, dtype="float32", enable_prefix_caching=False, kv_memory="16MiB", threads=1
+        folder,
+        dtype="float32",
+        enable_prefix_caching=False,
+        repair_when_idle=False,
+        kv_memory="16MiB",
+        threads=1,
     ) as llm:
         yield llm
 

@@ -6,15 +6,15 @@ import json
 
 from rich.console import Console
 
-from kvloom.bench.edit_figures import make_rows
-from kvloom.bench.edit_show import render, report_json
+from kvloom.bench.case_figures import make_rows
+from kvloom.bench.edit_show import EDITS, edit_warnings
 
-from .edit_fakes import outcome, report, result, three
+from .case_fakes import outcome, report, result, three
 
 
 def shown(*results: object, **changes: object) -> str:
     console = Console(width=160, no_color=True, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(render(report(*results, **changes)))  # type: ignore[arg-type]
+    console.print(EDITS.render(report(*results, **changes)))  # type: ignore[arg-type]
     return console.export_text()
 
 
@@ -54,9 +54,17 @@ def test_a_report_without_comparable_edits_is_shown_too() -> None:
     assert "change the first tokens" in text
 
 
+def test_readers_are_warned_of_what_only_edits_have() -> None:
+    exact = result("exact", outcome("exact"), outcome("repaired 15%", fell_back=True))
+    found = edit_warnings(report(three("one", 0.1, cut=500), exact))
+    assert "1 edits change the first tokens" in found[0]
+    assert "median of 500 tokens" in found[1]
+    assert edit_warnings(report(three("one", 0.1))) == []
+
+
 def test_json_holds_figures_and_results() -> None:
     made = report(three("a", 0.02))
-    content = json.loads(report_json(made))
+    content = json.loads(EDITS.json(made))
     assert (content["schema"], content["schema_version"]) == ("kvloom.bench.edit", 1)
     assert [row["kind"] for row in content["figures"]] == [row.kind for row in make_rows(made)]
     assert content["results"][0]["outcomes"][2]["divergence"] == 0.02

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from kvloom.bench import case_run
 from kvloom.cli import make_app
 from tests.model.tiny_models import byte_level_tokenizer, tiny_llama, write_folder
 
@@ -90,3 +93,26 @@ def assert_error(result: Result, code: int, *parts: str) -> None:
     assert "Traceback" not in result.stderr
     if code == 1:
         assert result.stderr.strip() == lines[0]
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not look for load before a bench."""
+    monkeypatch.setattr(case_run, "watch_idle", lambda: 0.0)
+
+
+def killed_and_gone_on_with(command: Sequence[str], report: Path) -> tuple[list[Any], list[Any]]:
+    """Kill a bench once it has kept something, run it again, and return both lists of results."""
+    with subprocess.Popen(
+        [*KVLOOM, *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:
+        while not report.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    before = json.loads(report.read_text())["results"]
+    done = run_kvloom(*command)
+    assert done.returncode == 0, done.stderr
+    return before, json.loads(report.read_text())["results"]

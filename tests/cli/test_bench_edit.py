@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -16,15 +13,13 @@ from kvloom.bench import edit_run
 from kvloom.cli.bench_edit import SourceOptions
 from tests.model.tiny_models import CORPUS
 
-from .conftest import KVLOOM, Invoke, run_kvloom
+from .conftest import Invoke, killed_and_gone_on_with
 
 TEXT = (CORPUS[0] + CORPUS[1] + "\n") * 3
 FAST = ("--threads", "1", "--kv-memory", "16MiB", "--context", "300", "--shares", "0.15")
 
 
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edit_run, "watch_idle", lambda: 0.0)
+pytestmark = pytest.mark.usefixtures("at_once")
 
 
 @pytest.fixture
@@ -127,20 +122,8 @@ def test_garbage_in_a_file_is_one_line_and_what_was_measured_is_kept(
 def test_a_killed_run_goes_on_where_it_was(tiny_model: str, tmp_path: Path) -> None:
     edits, report = write_edits(tmp_path / "edits.jsonl", 8), tmp_path / "report.json"
     command = ("bench", "edit", "--model", tiny_model, *FAST)
-    files = ("--edits", str(edits), "--json", str(report))
-    with subprocess.Popen(
-        [*KVLOOM, *command, *files],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    ) as process:
-        while not report.exists() and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    before = json.loads(report.read_text())["results"]
+    command += ("--edits", str(edits), "--json", str(report))
+    before, after = killed_and_gone_on_with(command, report)
     assert 1 <= len(before) <= 8
-    done = run_kvloom(*command, *files)
-    assert done.returncode == 0, done.stderr
-    after = json.loads(report.read_text())["results"]
     assert after[: len(before)] == before
     assert [result["name"] for result in after] == [f"edit {n}" for n in range(8)]

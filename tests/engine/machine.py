@@ -28,6 +28,7 @@ from kvloom.kv.edit import Truncate
 from kvloom.params import SamplingParams
 from kvloom.reuse.planner import PLANNERS, planner
 from kvloom.reuse.select import selector
+from kvloom.store.key import ANYBODY, hash_tenant
 from tests.engine.worlds import BOOKS, Held, World, check_states, params, prompts
 
 wishes = st.fixed_dictionaries(
@@ -40,6 +41,8 @@ wishes = st.fixed_dictionaries(
 chunked = st.lists(
     st.builds(TokenPart, prompts(longest=70).map(tuple), st.booleans()), min_size=1, max_size=4
 )
+
+tenants = st.sampled_from([ANYBODY, hash_tenant("somebody")])
 
 
 class AnyMix(RuleBasedStateMachine):
@@ -61,12 +64,13 @@ class AnyMix(RuleBasedStateMachine):
             step_tokens=step_tokens,
             max_running=max_running,
             enable_prefix_caching=caching,
+            repair_when_idle=True,
         )
         self.read_text(BOOKS[0][:120])
 
-    @rule(prompt=prompts(), wanted=params)
-    def submit(self, prompt: list[int], wanted: SamplingParams) -> None:
-        self.world.submit(prompt, wanted)
+    @rule(prompt=prompts(), wanted=params, tenant=tenants)
+    def submit(self, prompt: list[int], wanted: SamplingParams, tenant: str) -> None:
+        self.world.submit(prompt, wanted, tenant=tenant)
 
     @rule(count=st.integers(1, 30))
     def step(self, count: int) -> None:
@@ -79,13 +83,13 @@ class AnyMix(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         self.world.cancel(data.draw(st.sampled_from(self.world.open)))
 
-    @rule(prompt=prompts())
-    def read_document(self, prompt: list[int]) -> None:
+    @rule(prompt=prompts(), tenant=tenants)
+    def read_document(self, prompt: list[int], tenant: str) -> None:
         if len(self.world.docs) < 4:
-            kv = self.world.compute(prompt)
+            kv = self.world.compute(prompt, tenant=tenant)
             assert kv is not None
             self.world.engine.hold(kv)
-            self.world.docs.append(Held([*prompt], kv))
+            self.world.docs.append(Held([*prompt], kv, tenant))
 
     @precondition(lambda self: self.world.docs)
     @rule(data=st.data(), tokens=prompts(longest=40))
@@ -113,7 +117,7 @@ class AnyMix(RuleBasedStateMachine):
         held = data.draw(st.sampled_from(self.world.docs))
         kv = held.kv.fork()
         self.world.engine.hold(kv)
-        self.world.docs.append(Held([*held.tokens], kv))
+        self.world.docs.append(Held([*held.tokens], kv, held.tenant))
 
     @precondition(lambda self: self.world.docs)
     @rule(data=st.data(), question=prompts(longest=20), wanted=params)
@@ -143,9 +147,9 @@ class AnyMix(RuleBasedStateMachine):
         self.world.engine.memory.check()
 
     @precondition(lambda self: len(self.texts) < 3)
-    @rule(prompt=prompts(longest=150))
-    def read_text(self, prompt: list[int]) -> None:
-        doc = Document(self.host)
+    @rule(prompt=prompts(longest=150), tenant=tenants)
+    def read_text(self, prompt: list[int], tenant: str = ANYBODY) -> None:
+        doc = Document(self.host, tenant=tenant)
         with self.unless_full(doc):
             doc.append_tokens(prompt)
         self.texts.append(doc)
@@ -170,6 +174,15 @@ class AnyMix(RuleBasedStateMachine):
             doc.repair()
             assert set(doc.provenance.tokens) <= {"exact"}
 
+    @rule(count=st.integers(1, 6))
+    def idle(self, count: int) -> None:
+        texts = [doc.tokens for doc in self.texts]
+        done = self.world.idle(count)
+        event("made more exact" if done else "nothing to make exact")
+        assert [doc.tokens for doc in self.texts] == texts
+        for doc in self.texts:
+            self.world.check_exact_part(doc.kv)
+
     @precondition(lambda self: self.texts)
     @rule(data=st.data(), share=st.floats(0, 1), steps=st.integers(0, 5))
     def repair_and_cancel(self, data: st.DataObject, share: float, steps: int) -> None:
@@ -188,23 +201,26 @@ class AnyMix(RuleBasedStateMachine):
         engine.memory.check()
 
     @precondition(lambda self: len(self.texts) < 3)
-    @rule(parts=chunked, asked=wishes, name=st.sampled_from(list(PLANNERS)))
-    def join(self, parts: list[TokenPart], asked: dict[str, Any], name: str) -> None:
+    @rule(parts=chunked, asked=wishes, name=st.sampled_from(list(PLANNERS)), tenant=tenants)
+    def join(self, parts: list[TokenPart], asked: dict[str, Any], name: str, tenant: str) -> None:
         tokens = [token for part in parts for token in part.tokens]
         loop: Any = self.world.loop
-        asks = planner(name, asked["share"])
-        joining = Joining(loop, self.world.spec, (0, 30), asked["fidelity"], asks)
+        wanted = (asked["fidelity"], planner(name, asked["share"]), tenant)
+        joining = Joining(loop, self.world.spec, (0, 30), *wanted)
         with self.unless_full():
             joined = joining.join(parts)
-            self.texts.append(Document(self.host, joined.tokens, joined.doc, joined.receipt))
+            found = (joined.tokens, joined.doc, joined.receipt)
+            self.texts.append(Document(self.host, *found, tenant=tenant))
             assert joined.tokens == tokens
 
     @precondition(lambda self: self.texts)
-    @rule(data=st.data(), wanted=params)
-    def ask_for_the_same_tokens(self, data: st.DataObject, wanted: SamplingParams) -> None:
+    @rule(data=st.data(), wanted=params, tenant=tenants)
+    def ask_for_the_same_tokens(
+        self, data: st.DataObject, wanted: SamplingParams, tenant: str
+    ) -> None:
         doc = data.draw(st.sampled_from(self.texts))
         if 0 < len(doc.tokens) < self.world.limit:
-            self.world.submit(doc.tokens, wanted)
+            self.world.submit(doc.tokens, wanted, tenant=tenant)
 
     @precondition(lambda self: len(self.texts) > 1)
     @rule(data=st.data())
@@ -233,9 +249,14 @@ class AnyMix(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "world"):
             return
-        for doc in self.texts:
-            doc.close()
         self.world.run()
+        assert self.world.idle(10_000) < 10_000, "the repairs do not come to an end"
+        for doc in self.texts:
+            all_exact = set(doc.provenance.tokens) <= {"exact", "forgotten"}
+            assert all_exact or self.world.engine.pool.free_blocks == 0
+            self.world.check_exact_part(doc.kv)
+            doc.close()
+        self.world.engine.release_abandoned()
         stats = self.world.engine.stats()
         event("preempted" if stats.preemptions else "not preempted")
         event("reused" if stats.prefix_hits else "nothing reused")

@@ -6,6 +6,7 @@ from kvloom.engine.batch import Batch, chunk_or_raise
 from kvloom.engine.request import Failed
 from kvloom.errors import CapacityError, RequestError
 from kvloom.outputs import StreamChunk, Usage
+from kvloom.store.key import ANYBODY
 from tests.engine.worlds import fake_engine, greedy
 
 USAGE = Usage(prompt_tokens=1, completion_tokens=1, cached_tokens=0, computed_tokens=1)
@@ -17,7 +18,7 @@ def last_chunk(request_id: str, token: int) -> StreamChunk:
 
 
 def test_results_come_in_order_however_requests_end() -> None:
-    batch = Batch([("a", [1]), ("b", [2]), (None, [3])], [greedy()] * 3)
+    batch = Batch([("a", [1]), ("b", [2]), (None, [3])], [greedy()] * 3, ANYBODY)
     assert len(batch.submissions) == 3
     batch.opened(["r0", "r1"])
     assert (len(batch.submissions), batch.open_ids, batch.done) == (1, ["r0", "r1"], False)
@@ -35,7 +36,7 @@ def test_results_come_in_order_however_requests_end() -> None:
 
 def test_submissions_submit_their_own_prompt() -> None:
     engine = fake_engine()
-    batch = Batch([(None, [1]), (None, [2, 3])], [greedy(1), greedy(1, ignore_eos=True)])
+    batch = Batch([(None, [1]), (None, [2, 3])], [greedy(1), greedy(1, ignore_eos=True)], ANYBODY)
     batch.opened([submission(engine) for submission in batch.submissions])
     while not batch.done:
         for event in engine.step():
@@ -44,7 +45,7 @@ def test_submissions_submit_their_own_prompt() -> None:
 
 
 def test_a_refusal_is_raised_where_waiting_would_not_help() -> None:
-    batch = Batch([(None, [1])], [greedy()])
+    batch = Batch([(None, [1])], [greedy()], ANYBODY)
     with pytest.raises(CapacityError, match="full"):
         batch.refused(FULL)
     batch.opened(["r0"])

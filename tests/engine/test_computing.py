@@ -13,6 +13,7 @@ from kvloom.engine.computing import carry_out, compute, document_of, forked, kep
 from kvloom.engine.engine import Engine
 from kvloom.kv.plan import Compute, EditPlan, Keep
 from kvloom.reuse.select import selector
+from kvloom.store.key import ANYBODY
 from tests.engine.worlds import BOOKS
 from tests.fake_model import FakeRunner
 
@@ -88,7 +89,7 @@ def test_protection_ends_with_its_context(make_llm: Make) -> None:
 @pytest.mark.parametrize("gone", [0, 1, 2])
 def test_a_new_document_that_is_forgotten_is_computed(make_llm: Make, gone: int) -> None:
     llm = make_llm(enable_prefix_caching=False)
-    base = compute(llm.loop, TOKENS).doc
+    base = compute(llm.loop, TOKENS, tenant=ANYBODY).doc
     parts = (Keep(0, 40), Compute((7, 8)), Keep(50, 90), Compute((9,)), Keep(100, 150))
     plan = EditPlan(parts)
     calls = 0
@@ -103,7 +104,7 @@ def test_a_new_document_that_is_forgotten_is_computed(make_llm: Make, gone: int)
 
     with forked(llm.loop, base) as fork:
         llm.loop.call = call  # type: ignore[method-assign]
-        built, _ = carry_out(llm.loop, fork, plan)
+        built, _ = carry_out(llm.loop, fork, plan, tenant=ANYBODY)
         llm.loop.call = real  # type: ignore[method-assign]
         assert plan.tokens(fork) == [*TOKENS[:40], 7, 8, *TOKENS[50:90], 9, *TOKENS[100:150]]
     assert built.tokens in ([], [*TOKENS[:40], 7, 8, *TOKENS[50:90], 9, *TOKENS[100:150]])
@@ -112,15 +113,14 @@ def test_a_new_document_that_is_forgotten_is_computed(make_llm: Make, gone: int)
 
 def test_rows_are_counted_and_exactness_may_be_asked_for(make_llm: Make) -> None:
     llm = make_llm(runner=FakeRunner(num_layers=2), enable_prefix_caching=False)
-    base = compute(llm.loop, TOKENS).doc
+    base = compute(llm.loop, TOKENS, tenant=ANYBODY).doc
     with forked(llm.loop, base) as fork:
-        built, rows = carry_out(
-            llm.loop, fork, EditPlan((Keep(0, 40), Compute((7,)), Keep(60, 150)))
-        )
+        plan = EditPlan((Keep(0, 40), Compute((7,)), Keep(60, 150)))
+        built, rows = carry_out(llm.loop, fork, plan, tenant=ANYBODY)
     assert rows == 1
-    exact = compute(llm.loop, [*built.tokens, 3], built, exact_only=True)
+    exact = compute(llm.loop, [*built.tokens, 3], built, tenant=ANYBODY, exact_only=True)
     assert (exact.usage.cached_tokens, exact.doc.exact_length()) == (41, 132)
-    any_kv = compute(llm.loop, [*built.tokens, 3], built)
+    any_kv = compute(llm.loop, [*built.tokens, 3], built, tenant=ANYBODY)
     assert any_kv.usage.cached_tokens == 131
     done = repair(llm.loop, built, 1, selector("first"))
     assert done.receipt.repaired == 90

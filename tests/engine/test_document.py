@@ -2,236 +2,37 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvloom import LLM, Document, RequestError
 from kvloom.engine import computing as computing_module
-from kvloom.engine import document as document_module
+from kvloom.engine import kept_text as kept_text_module
 from kvloom.engine.engine import Engine
 from kvloom.errors import CapacityError, KvloomError, UnsupportedModelError
 from kvloom.outputs import Fidelity
+from tests.engine.documents import STORY, check, used
 from tests.engine.worlds import (
     BOOKS,
     TOKENIZER,
     check_states,
     expected_completion,
-    expected_logprobs,
     greedy,
 )
 from tests.fake_model import FakeRunner, Oracle
 from tests.tolerances import TOLERANCE
 
 Make = Callable[..., LLM]
-STORY = TOKENIZER.decode(BOOKS[0])
 
 
-def used(llm: LLM) -> int:
-    """Bytes in use, prefixes not counted."""
-
-    def count(engine: Any) -> int:
-        engine.release_abandoned()
-        if engine.memory.tree is not None:
-            engine.memory.tree.clear()
-        engine.memory.check()
-        return int(engine.pool.used_bytes)
-
-    return llm.loop.call(count).result(10)
-
-
-def check(llm: LLM, doc: Document, tokens: list[int]) -> None:
-    """Check a document's tokens, and that its KV is that of its tokens."""
-    assert doc.tokens == tokens
-    assert doc.text == TOKENIZER.decode(tokens, skip_special_tokens=False)
-    answer = doc.generate("ab", greedy(4))
-    prompt = [*tokens, 1, 2]
-    expected = expected_completion(Oracle(), prompt, greedy(4), 0, 4000)
-    assert list(answer.outputs[0].token_ids) == expected[0]
-    assert list(answer.prompt_token_ids) == prompt
-    assert sum(doc.provenance.tokens.values()) == len(tokens)
-    assert set(doc.provenance.tokens) <= {"exact", "forgotten"}
-
-
-@pytest.mark.parametrize("caching", [True, False])
-def test_documents_grow_are_cut_and_fork(make_llm: Make, caching: bool) -> None:
-    llm = make_llm(enable_prefix_caching=caching)
-    tokens = TOKENIZER.encode(STORY[:100])
-    doc = llm.document(STORY[:100])
-    check(llm, doc, tokens)
-    doc.append("more")
-    check(llm, doc, [*tokens, *TOKENIZER.encode("more")])
-    doc.append("")
-    fork = doc.fork()
-    doc.truncate(70)
-    check(llm, doc, tokens[:70])
-    fork.append("!" if "!" in TOKENIZER.letters else "z")
-    check(llm, fork, [*tokens, *TOKENIZER.encode("morez")])
-    check(llm, doc, tokens[:70])
-    doc.truncate(0)
-    assert doc.tokens == []
-    doc.append(STORY[:5])
-    check(llm, doc, tokens[:5])
-    for each in (doc, fork):
-        each.close()
-    assert used(llm) == 0
-
-
-def test_a_document_is_not_computed_again(make_llm: Make) -> None:
-    llm = make_llm(enable_prefix_caching=False)
-    doc = llm.document(STORY[:150])
-    answer = doc.generate("ab", greedy(2))
-    assert (answer.usage.cached_tokens, answer.usage.computed_tokens) == (150, 2)
-    doc.append("abc")
-    assert llm.stats().computed_tokens == 150 + 2 + 3
-    fork = doc.fork()
-    assert fork.generate("", greedy(1)).usage.computed_tokens == 1
-
-
-def test_bytes_are_those_of_the_blocks(make_llm: Make) -> None:
-    llm = make_llm(enable_prefix_caching=False)
-    doc = llm.document(STORY[:150])
-    assert doc.nbytes == llm.stats().kv_bytes_used == 3 * 64 * 4 * 4
-    assert doc.provenance.nbytes == {"plain": doc.nbytes}
-    fork = doc.fork()
-    assert llm.stats().kv_bytes_used == doc.nbytes == fork.nbytes
-    doc.truncate(10)
-    doc.close()
-    assert fork.nbytes == llm.stats().kv_bytes_used
-
-
-@pytest.mark.parametrize("length", [1, 64, 100])
-def test_scores_are_those_of_a_plain_softmax(make_llm: Make, length: int) -> None:
-    llm = make_llm(step_tokens=30)
-    doc = llm.document(STORY[:length])
-    text = "the end of it all. " * 4
-    tokens = [*doc.tokens, *TOKENIZER.encode(text)]
-    for _ in range(2):
-        assert doc.score(text) == pytest.approx(
-            expected_logprobs(Oracle(), tokens, length - 1), abs=1e-5
-        )
-    scores, logits = doc.score(text, return_logits=True)
-    assert logits.shape == (len(text), 32)
-    own = logits.log_softmax(-1)[torch.arange(len(text)), torch.tensor(tokens[length:])]
-    assert own.tolist() == pytest.approx(scores, abs=1e-5)
-    check(llm, doc, tokens[:length])
-    doc.close()
-    assert used(llm) == 0
-
-
-def test_forgotten_kv_is_computed_again(make_llm: Make) -> None:
-    llm = make_llm(blocks=5, enable_prefix_caching=False)
-    doc = llm.document(STORY[:200])
-    llm.generate(BOOKS[1][:200], greedy(2))
-    assert doc.provenance.tokens == {"forgotten": 200}
-    assert doc.nbytes == 0
-    check(llm, doc, BOOKS[0][:200])
-    fork = doc.fork()
-    doc.truncate(150)
-    doc.append("ab")
-    check(llm, doc, [*BOOKS[0][:150], 1, 2])
-    check(llm, fork, BOOKS[0][:200])
-
-
-def test_a_dropped_document_gives_its_pages_back(make_llm: Make) -> None:
-    llm = make_llm(enable_prefix_caching=False)
-    doc = llm.document(STORY[:150])
-    assert used(llm) > 0
-    del doc
-    gc.collect()
-    assert used(llm) == 0
-    assert llm.stats().idle_documents == 0
-
-
-def test_a_closed_document_is_only_forgotten(make_llm: Make) -> None:
-    llm = make_llm(enable_prefix_caching=False)
-    doc = llm.document(STORY[:150])
-    stream = doc.stream("ab", greedy(4))
-    doc.close()
-    assert len(list(stream)) >= 1
-    doc.close()
-    assert used(llm) == 0
-    check(llm, doc, BOOKS[0][:150])
-
-
-@pytest.mark.parametrize("length", [-1, 151, 1.5, None, "3"])
-def test_a_wrong_length_changes_nothing(make_llm: Make, length: Any) -> None:
-    llm = make_llm()
-    doc = llm.document(STORY[:150])
-    with pytest.raises(RequestError) as refused:
-        doc.truncate(length)
-    assert refused.value.param == "length"
-    check(llm, doc, BOOKS[0][:150])
-
-
-def test_what_cannot_be_done_is_said_and_changes_nothing(make_llm: Make) -> None:
-    runner = FakeRunner()
-    llm = make_llm(blocks=4, runner=runner)
-    doc = llm.document(STORY[:100])
-    with pytest.raises(RequestError, match="fit"):
-        doc.append(STORY[:200])
-    for call in (doc.append, doc.score, doc.generate, doc.stream):
-        with pytest.raises(RequestError, match="string"):
-            call([1, 2])  # type: ignore[arg-type]
-    with pytest.raises(RequestError, match="no text"):
-        doc.score("")
-    with pytest.raises(RequestError, match="empty"):
-        llm.document("").score("a")
-    with pytest.raises(RequestError, match="empty"):
-        llm.document("").generate()
-    runner.failures = [ValueError("no weights today")]
-    with pytest.raises(KvloomError, match="no weights today"):
-        doc.append("abc")
-    check(llm, doc, BOOKS[0][:100])
-
-
-@pytest.mark.parametrize("late", [False, True])
-def test_an_interrupt_while_waiting_leaves_nothing(
-    make_llm: Make, monkeypatch: pytest.MonkeyPatch, late: bool
-) -> None:
-    class Interrupted(SimpleQueue):  # type: ignore[type-arg]
-        first = True
-
-        def get(self, *args: Any) -> Any:
-            if self.first:
-                self.first = False
-                if late:
-                    while self.empty():
-                        pass
-                raise KeyboardInterrupt
-            return super().get(*args)
-
-    llm = make_llm(enable_prefix_caching=False)
-    doc = llm.document(STORY[:10])
-    before = used(llm)
-    with monkeypatch.context() as patch:
-        patch.setattr(computing_module, "SimpleQueue", Interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            doc.append(STORY[:200])
-    assert used(llm) == before
-    check(llm, doc, BOOKS[0][:10])
-
-
-def test_scores_of_a_tiny_model_are_a_fresh_prefill_s(tiny_llm: LLM) -> None:
-    text = "The quick brown fox jumps"
-    doc = tiny_llm.document("def add(left, right):")
-    scores = doc.score(text)
-    (whole,) = tiny_llm.generate(
-        [*doc.tokens, *tiny_llm.tokenizer.encode(text, add_special_tokens=False)],
-        greedy(1, prompt_logprobs=0),
-    )
-    assert whole.prompt_logprobs is not None
-    entries = whole.prompt_logprobs[len(doc.tokens) :]
-    tokens = whole.prompt_token_ids[len(doc.tokens) :]
-    fresh = [entry[token].logprob for entry, token in zip(entries, tokens, strict=True) if entry]
-    assert scores == pytest.approx(fresh, abs=1e-4)
+def make_tiny(folder: Path, **settings: Any) -> LLM:
+    """A real model whose documents nobody makes better than they were asked for."""
+    return LLM(str(folder), kv_memory="4MiB", repair_when_idle=False, threads=1, **settings)
 
 
 def check_edited(llm: LLM, doc: Document, text: str) -> None:
@@ -387,7 +188,7 @@ def test_kv_that_is_forgotten_or_let_go_in_the_middle_is_computed(
 
     with monkeypatch.context() as patch:
         patch.setattr(computing_module, "call", disturbed)
-        patch.setattr(document_module, "call", disturbed)
+        patch.setattr(kept_text_module, "call", disturbed)
         doc.edit(50, 60, "abc", fidelity=fidelity)
         doc.edit(90, 91, "", fidelity=fidelity)
     text = STORY[:50] + "abc" + STORY[60:180]
@@ -441,7 +242,7 @@ def test_a_tiny_model_answers_after_a_repair_of_all_as_after_a_fresh_prefill(
     settings: Any = {"kv_dtype": "int8"} if store == "codes" else {"dtype": "float32"}
     text = "The quick brown fox jumps over the lazy dog. " * 6
     new = text[:60] + "def add(left, right)" + text[80:]
-    with LLM(str(tiny_folder), kv_memory="4MiB", **settings) as llm:
+    with make_tiny(tiny_folder, **settings) as llm:
         doc, fresh = llm.document(text), llm.document(new)
         wanted = fresh.score("and so on")
         receipt = doc.edit(60, 80, "def add(left, right)", fidelity="repaired", share=1)
@@ -483,7 +284,7 @@ def edited(llm: LLM, tokens: list[int], **how: Any) -> Document:
 def test_a_baseline_shows_moved_keys_as_they_were_and_is_trusted_nowhere(
     tiny_folder: Any,
 ) -> None:
-    with LLM(str(tiny_folder), kv_memory="4MiB", dtype="float32", threads=1) as llm:
+    with make_tiny(tiny_folder, dtype="float32") as llm:
         tokens = llm.tokenizer.encode(STORY[:200])
         shifted = edited(llm, tokens, fidelity="shifted")
         unrotated = edited(llm, tokens, fidelity="shifted", baseline="unrotated")
@@ -503,7 +304,7 @@ def test_a_baseline_shows_moved_keys_as_they_were_and_is_trusted_nowhere(
 
 
 def test_the_baseline_of_an_edit_that_moves_nothing_is_the_shifted_one(tiny_folder: Any) -> None:
-    with LLM(str(tiny_folder), kv_memory="4MiB", enable_prefix_caching=False, threads=1) as llm:
+    with make_tiny(tiny_folder, enable_prefix_caching=False) as llm:
         scores = []
         for baseline in (None, "unrotated"):
             doc = llm.document(STORY[:100])
@@ -515,7 +316,7 @@ def test_the_baseline_of_an_edit_that_moves_nothing_is_the_shifted_one(tiny_fold
 def test_rows_that_mention_what_an_edit_renames_are_repaired(tiny_folder: Any) -> None:
     text = "".join(f"line {n} of a text;\n" for n in range(8))
     text = "# A module about fruit.\ndef apples():\n" + text + "apples()\n" + text
-    with LLM(str(tiny_folder), kv_memory="4MiB", enable_prefix_caching=False, threads=1) as llm:
+    with make_tiny(tiny_folder, enable_prefix_caching=False) as llm:
         doc = llm.document(text)
         place = text.index("apples")
         receipt = doc.edit(

@@ -18,8 +18,8 @@ from kvloom.engine import building as building_module
 from kvloom.engine import computing as computing_module
 from kvloom.engine import holdings as holdings_module
 from kvloom.engine import joining as joining_module
+from kvloom.engine.building import Building
 from kvloom.engine.chunks import MAX_VARIANTS, Variant
-from kvloom.engine.engine import ANYBODY
 from kvloom.engine.joining import TokenPart
 from kvloom.engine.parts import Chunk, join_tokens
 from kvloom.engine.shelf import Shelf
@@ -27,7 +27,7 @@ from kvloom.errors import CapacityError, KvloomError, RequestError, UnsupportedM
 from kvloom.outputs import EditReceipt, Fidelity
 from kvloom.reuse.planner import PLANNERS
 from kvloom.store.disk import DiskStore
-from kvloom.store.key import hash_tenant, hash_tokens
+from kvloom.store.key import ANYBODY, hash_tenant, hash_tokens
 from kvloom.store.ram import RamStore
 from kvloom.store.tiered import TieredStore
 from tests.engine.worlds import BOOKS, TOKENIZER, check_states, expected_completion, greedy
@@ -293,6 +293,57 @@ def test_parts_bring_kv_along(make_llm: Make) -> None:
     assert did(join_tokens(llm, [text, mine, end], fidelity="shifted").receipt, 1)[0] == "compute"
     for doc in (kept, joined, at_the_start):
         doc.close()
+    assert books(llm) == 0
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_the_end_of_a_document_is_brought_along(make_llm: Make, edited: bool) -> None:
+    llm = make_llm(runner=FakeRunner(num_layers=2))
+    kept = llm.document("ab" + TEXTS[0])
+    if edited:
+        kept.edit(40, 40, "xyz", fidelity="repaired", share=0.3)
+    tokens = tuple(kept.tokens[2:])
+    text = TokenPart(tuple(TOKENIZER.encode("cdefgh")), reusable=False)
+    mine = TokenPart(tokens, reusable=True, kv=kept.kv)
+    joined = join_tokens(llm, [text, mine, mine], fidelity="shifted")
+    assert joined.tokens == [*text.tokens, *tokens, *tokens]
+    assert joined.receipt is not None
+    assert (did(joined.receipt, 1), did(joined.receipt, 2)) == (["shift"], ["shift"])
+    assert joined.receipt.recomputed == 6 + 1
+    repaired = join_tokens(llm, [text, mine, mine], fidelity="repaired", share=1)
+    assert list(repaired.generate("a", greedy(3)).outputs[0].token_ids) == exactly(repaired.tokens)
+    at_its_place = join_tokens(llm, [TokenPart((1, 2), reusable=False), mine], fidelity="shifted")
+    assert at_its_place.receipt is not None
+    for doc in (kept, joined, repaired, at_its_place):
+        doc.close()
+    assert books(llm) == 0
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_kv_that_is_let_go_of_meanwhile_is_no_gap(
+    make_llm: Make, monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
+    llm = make_llm()
+    kept = llm.document(TEXTS[0])
+    text = TokenPart(tuple(TOKENIZER.encode("ab")), reusable=False)
+    mine = TokenPart(tuple(kept.tokens), reusable=True, kv=kept.kv)
+    if closed:
+        kept.close()
+    else:
+        plain = Building.show
+
+        def show(self: Building, variant: Any, place: int) -> None:
+            kept.edit(3, 5, "x")
+            kept.close()
+            llm.loop.call(lambda engine: engine.release_abandoned()).result(10)
+            plain(self, variant, place)
+
+        monkeypatch.setattr(Building, "show", show)
+    joined = join_tokens(llm, [text, mine, text], fidelity="shifted")
+    assert joined.text == "ab" + TEXTS[0] + "ab"
+    joined.repair()
+    assert list(joined.generate("a", greedy(3)).outputs[0].token_ids) == exactly(joined.tokens)
+    joined.close()
     assert books(llm) == 0
 
 

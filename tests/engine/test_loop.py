@@ -14,6 +14,7 @@ import pytest
 
 from kvloom.engine.engine import Engine
 from kvloom.engine.loop import EngineLoop
+from kvloom.engine.open_requests import OpenRequests
 from kvloom.engine.request import Computed, Event, Failed
 from kvloom.errors import CapacityError, KvloomError, RequestError
 from kvloom.outputs import StreamChunk
@@ -86,18 +87,6 @@ def test_a_failing_step_ends_its_requests_and_no_others(
     assert loop.call(free_blocks).result(10) == 0
 
 
-def test_only_the_failed_step_s_requests_fail(runner: FakeRunner) -> None:
-    engine = fake_engine(runner=runner, step_tokens=10, max_running=1)
-    runner.failures = [RuntimeError("out of order")]
-    first, second = (engine.submit(book[:10], greedy(2, ignore_eos=True)) for book in BOOKS[:2])
-    (failed,) = engine.step()
-    assert isinstance(failed, Failed)
-    assert failed.request_id == first
-    events = [event for _ in range(3) for event in engine.step()]
-    assert [event.request_id for event in events] == [second, second]
-    assert engine.stats().requests_finished == {"stop": 0, "length": 1, "abort": 1}
-
-
 def test_a_crash_ends_everybody_and_refuses_the_next(
     loop: EngineLoop, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,7 +95,7 @@ def test_a_crash_ends_everybody_and_refuses_the_next(
     def crash(*_: object) -> list[Event]:
         raise ZeroDivisionError("a bug")
 
-    loop.call(lambda engine: monkeypatch.setattr(engine, "_advance", crash)).result(10)
+    monkeypatch.setattr(OpenRequests, "take", crash)
     for inbox in inboxes:
         last = drain(inbox)[-1]
         assert isinstance(last, Failed)

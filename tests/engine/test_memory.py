@@ -10,12 +10,15 @@ from kvloom.decode.state import DrawKey
 from kvloom.engine.engine import Engine
 from kvloom.engine.request import Sequence
 from kvloom.sched.job import JobState
+from kvloom.store.key import ANYBODY, hash_tenant
 from tests.engine.worlds import BOOKS, TOKENIZER, fake_engine, greedy
 
 
-def waiting(engine: Engine, prompt: list[int], max_tokens: int = 5) -> Sequence:
-    request_id = engine.submit(prompt, greedy(max_tokens))
-    (sequence,) = engine._requests[request_id].sequences
+def waiting(
+    engine: Engine, prompt: list[int], max_tokens: int = 5, tenant: str = ANYBODY
+) -> Sequence:
+    request_id = engine.submit(prompt, greedy(max_tokens), tenant=tenant)
+    (sequence,) = engine._open.by_id[request_id].sequences
     return sequence
 
 
@@ -92,7 +95,7 @@ def test_a_base_answers_where_the_tree_knows_less(known: int) -> None:
     base.append(BOOKS[0][:100])
     short = engine.new_document()
     short.append(BOOKS[0][:known])
-    engine.memory.publish(short)
+    engine.memory.publish(short, ANYBODY)
     sequence = waiting(engine, BOOKS[0][:130])
     sequence.request.base = base
     assert engine.memory.admit(sequence) == "admitted"
@@ -117,13 +120,22 @@ def test_a_prefix_is_waited_for_only_while_it_is_computed_and_long_enough() -> N
     assert engine.memory.admit(like) == "admitted"
 
 
+def test_nobody_waits_for_a_prefix_of_another_tenant() -> None:
+    engine = fake_engine()
+    admitted(engine, BOOKS[0][:200])
+    assert engine.memory.admit(waiting(engine, BOOKS[0][:200])) == "wait for a prefix"
+    other = waiting(engine, BOOKS[0][:200], tenant=hash_tenant("another"))
+    assert engine.memory.admit(other) == "admitted"
+    assert other.num_computed == 0
+
+
 def test_more_found_after_a_preemption_is_counted_once() -> None:
     engine = fake_engine()
     sequence = admitted(engine, BOOKS[0][:100])
     engine.memory.withdraw(sequence)
     other = engine.new_document()
     other.append(BOOKS[0][:90])
-    engine.memory.publish(other)
+    engine.memory.publish(other, ANYBODY)
     assert engine.memory.admit(sequence) == "admitted"
     assert sequence.request.cached_tokens == 90
     assert (engine.memory.queries, engine.memory.hits) == (1, 0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +17,17 @@ from kvloom.config import EngineConfig
 from kvloom.decode.detokenize import TextDecoder
 from kvloom.engine import idle as idle_module
 from kvloom.engine import shelf as shelf_module
-from kvloom.engine.engine import ANYBODY, Engine
+from kvloom.engine.engine import Engine
 from kvloom.engine.shelf import Loading, Shelf
 from kvloom.kv.carrying import carried_out
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.pool import Pool
 from kvloom.store.chunk import Chunk
 from kvloom.store.disk import DiskStore
-from kvloom.store.key import hash_tenant
+from kvloom.store.key import ANYBODY, hash_tenant
+from kvloom.store.prefix import Step
 from kvloom.store.ram import RamStore
+from kvloom.store.remote import FileBucket, RemoteStore
 from kvloom.store.tiered import TieredStore
 from kvloom.types import LayerSpec
 from tests.engine.worlds import BOOKS, TOKENIZER, expected_completion, fake_engine, greedy
@@ -54,7 +57,7 @@ def shelved_engine(store: Any, fingerprint: bytes = b"one model", **settings: An
     return engine
 
 
-def answer(engine: Engine, prompt: list[int], tenant: str = "") -> Any:
+def answer(engine: Engine, prompt: list[int], tenant: str = ANYBODY) -> Any:
     """Run a request to its end and return its usage."""
     engine.submit(prompt, greedy(2), tenant=tenant)
     tokens: list[int] = []
@@ -109,7 +112,7 @@ def test_others_find_nothing(tmp_path: Path) -> None:
     answer(engine, PROMPT, ALICE)
     engine.close()
     for tenant, fingerprint, found in (
-        ("", b"one model", False),
+        (ANYBODY, b"one model", False),
         (hash_tenant("bob"), b"one model", False),
         (ALICE, b"another", False),
         (ALICE, b"one model", True),
@@ -128,8 +131,8 @@ def test_inexact_kv_is_never_shelved(tmp_path: Path) -> None:
     engine.pool.write(0, torch.from_numpy(slots), torch.ones(1, 100, 2), torch.ones(1, 100, 2))
     other.close_tail()
     doc.extend([other.spans[0].sub(10, 100).at(0)])
-    engine.memory.publish(doc)
-    engine.memory.publish(doc)
+    engine.memory.publish(doc, ANYBODY)
+    engine.memory.publish(doc, ANYBODY)
     engine.idle.put_by(doc.tokens, ANYBODY)
     idle(engine)
     assert engine.memory.shelf is not None
@@ -234,9 +237,11 @@ def test_hanging_reads_are_skipped_until_they_end() -> None:
     running: Future[Any] = Future()
     running.set_running_or_notify_cancel()
     waiting: Future[Any] = Future()
-    steps: Any = [None, None]
+    nothing: Any = None
+    steps = [Step(nothing, 40), Step(nothing, 9)]
     shelf.take(Loading(steps, [running, waiting], 0.0)).close()
     assert waiting.cancelled()
+    assert (shelf.counts["missed"], shelf.counts["missed_tokens"]) == (1, 49)
     store.gives = lambda chunk: chunk
     for _ in range(2):
         assert shelf.look(PROMPT, 0, ANYBODY) is None
@@ -244,6 +249,94 @@ def test_hanging_reads_are_skipped_until_they_end() -> None:
     running.set_result(None)
     shelf.look(PROMPT, 0, ANYBODY)
     assert shelf.counts["skipped"] == 2
+
+
+class Slow(FileBucket):
+    """A bucket that says what it has when it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.folder = str(folder)
+        self.asked = 0
+        self.may_answer = threading.Event()
+
+    def records(self, place: str | None) -> list[bytes]:
+        self.asked += 1
+        assert self.may_answer.wait(20)
+        return super().records(place)
+
+
+def far_store(bucket: Slow, near: list[int] | None = None) -> TieredStore:
+    """A store with a prompt in a far place, and another one near; the far place does not answer."""
+    far = RemoteStore(FileBucket(bucket.folder))
+    for prompt, tiers in ((PROMPT, (None, far)), (near, (None, None))):
+        store = TieredStore(RamStore(2**24), *tiers)
+        engine = shelved_engine(store)
+        if prompt is not None:
+            answer(engine, prompt)
+        idle(engine)
+        assert engine.memory.shelf is not None
+        engine.memory.shelf._scanner.drain(10)
+        store.flush()
+    ram: Any = store._ram
+    return TieredStore(ram, None, RemoteStore(bucket, timeout_s=30))
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[Slow]:
+    bucket = Slow(tmp_path)
+    yield bucket
+    bucket.may_answer.set()
+
+
+def test_a_far_place_that_takes_time_holds_up_those_only_whom_it_may_help(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf_module, "LOOKING_S", 60.0)
+    engine = shelved_engine(far_store(slow))
+    waits = engine.submit([*PROMPT, 5], greedy(1))
+    other = engine.submit(BOOKS[1][:9], greedy(20, ignore_eos=True))
+    events: list[Any] = []
+    while not events or events[-1].usage is None:
+        events += engine.step()
+    assert {event.request_id for event in events} == {other}
+    slow.may_answer.set()
+    while engine.has_work:
+        events += engine.step()
+    assert events[-1].request_id == waits
+    assert events[-1].usage.cached_tokens >= 150
+    engine.close()
+
+
+def test_what_is_near_is_used_while_a_far_place_hangs(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf_module, "LOOKING_S", 0.1)
+    engine = shelved_engine(far_store(slow, near=MORE))
+    shelf = engine.memory.shelf
+    assert shelf is not None
+    assert answer(engine, [*MORE, *PROMPT[:60]]).cached_tokens >= 100
+    assert slow.asked == 1
+    assert answer(engine, [*PROMPT, 5]).cached_tokens == 0
+    assert (slow.asked, shelf.counts["skipped"]) == (1, 1)
+    slow.may_answer.set()
+    assert shelf._late_look is not None
+    shelf._late_look.result(10)
+    monkeypatch.setattr(shelf_module, "LOOKING_S", 60.0)
+    assert engine.memory.tree is not None
+    engine.memory.tree.clear()
+    assert answer(engine, [*PROMPT, 5]).cached_tokens >= 150
+    engine.close()
+
+
+def test_a_far_place_is_asked_only_where_it_could_save_much(slow: Slow) -> None:
+    engine = shelved_engine(far_store(slow, near=MORE))
+    answer(engine, BOOKS[2][:30])
+    assert answer(engine, [*MORE, 5]).cached_tokens >= 100
+    assert answer(engine, [*MORE, 5, 6, 7]).cached_tokens >= 100
+    assert slow.asked == 0
+    engine.idle._waiting.clear()
+    engine.close()
 
 
 @pytest.mark.parametrize("blocks", [3, 4, 6])
@@ -299,7 +392,7 @@ def test_kv_of_every_format_comes_back_bit_for_bit(
             shape = (spec.kv_heads, len(part), 8)
             first.pool.write(layer, slots, torch.randn(shape), torch.randn(shape))
         doc.close_tail()
-    first.memory.publish(doc)
+    first.memory.publish(doc, ANYBODY)
     first.idle.put_by(PROMPT, ANYBODY)
     wanted = carried_out(first.pool, doc.spans)
     first.close()
@@ -307,7 +400,7 @@ def test_kv_of_every_format_comes_back_bit_for_bit(
     shelf = again.memory.shelf
     assert shelf is not None
     loading = shelf.look(PROMPT, 0, ANYBODY)
-    assert loading is not None
+    assert isinstance(loading, Loading)
     loading.wait(10)
     found = shelf.take(loading)
     assert (found.tokens, found.exact_length()) == (PROMPT, 150)

@@ -7,6 +7,7 @@ import pytest
 
 from kvloom.engine.engine import Engine
 from kvloom.errors import CapacityError, KvloomError
+from kvloom.store.key import ANYBODY
 from kvloom.types import SlotRange
 from tests.engine.worlds import BOOKS, expected_completion, fake_engine, greedy
 from tests.fake_model import FakeRunner, Oracle
@@ -20,7 +21,7 @@ def watched(engine: Engine, steps: list[int]) -> list[np.ndarray]:
     found = []
     for start, stop in zip([0, *steps], [*steps, 90], strict=True):
         found.append(engine.watcher.run(doc, BOOKS[0][start:stop], STRETCHES).mass)
-    engine.memory.publish(doc)
+    engine.memory.publish(doc, ANYBODY)
     engine.release(doc)
     return found
 

@@ -23,12 +23,14 @@ from kvloom.decode.state import DrawKey, SamplingState
 from kvloom.engine.engine import Engine
 from kvloom.engine.loop import Mailbox, Submission
 from kvloom.engine.request import Computed, Event, Failed
-from kvloom.errors import CapacityError
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.pool import block_bytes
 from kvloom.outputs import StreamChunk, Usage
 from kvloom.params import SamplingParams
+from kvloom.reuse.prefix import common_prefix
 from kvloom.reuse.retokenize import Retokenizer
+from kvloom.store.key import ANYBODY
+from kvloom.types import Rows
 from tests.fake_model import EOS, VOCAB_SIZE, FakeRunner, LetterTokenizer, Oracle
 
 TOKENIZER = LetterTokenizer()
@@ -43,6 +45,7 @@ def fake_engine(
 ) -> Engine:
     """An engine with so many blocks of 64 tokens, full of NaN."""
     runner = runner or FakeRunner()
+    settings.setdefault("repair_when_idle", False)  # where approximate KV is looked at, it stays
     size = block_bytes(runner.spec.layers, torch.float32)
     config = EngineConfig(kv_memory_bytes=blocks * size, **settings)
     engine = Engine(runner, TextDecoder.probe(TOKENIZER), config, fingerprint)
@@ -105,6 +108,7 @@ class Asked:
         score_from: row whose successors are scored; None for none.
         chunks: what came, by completion.
         done: whether its last event has come.
+        tenant: whose it is.
     """
 
     prompt: list[int]
@@ -115,6 +119,7 @@ class Asked:
     computed: Computed | None = None
     failed: Failed | None = None
     done: bool = False
+    tenant: str = ANYBODY
 
     def tokens(self, index: int = 0) -> list[int]:
         return [token for chunk in self.chunks[index] for token in chunk.token_ids]
@@ -147,6 +152,7 @@ class Held:
 
     tokens: list[int]
     kv: KVDoc
+    tenant: str = ANYBODY
 
 
 class SteppedLoop:
@@ -173,6 +179,14 @@ class SteppedLoop:
                 self._world.step()
         return future
 
+    def submit_and_wait(self, tasks: Sequence[Submission], mailbox: Mailbox) -> list[str]:
+        """Submit a request that generates; it goes on to its end."""
+        future = self.submit(tasks, mailbox)
+        return [future.result()]
+
+    def cancel(self, request_id: str) -> None:
+        assert self._world.engine.cancel(request_id) == [], "it has ended"
+
     def cancel_submitted(self, submitted: Future[list[str]]) -> None:
         assert submitted.exception() is not None
 
@@ -190,6 +204,8 @@ class World:
         self.asked: dict[str, Asked] = {}
         self.docs: list[Held] = []
         self.mailboxes: dict[str, Mailbox] = {}
+        self.submitted: dict[str, tuple[str, list[int]]] = {}
+        self._submit, self.engine.submit = self.engine.submit, self._note  # type: ignore[method-assign]
         self.loop = SteppedLoop(self)
         self.tokenizer, self.spec = TOKENIZER, self.runner.spec
         self.retokenizer = Retokenizer(TOKENIZER)
@@ -202,6 +218,12 @@ class World:
     def open(self) -> list[str]:
         return [name for name, asked in self.asked.items() if not asked.done]
 
+    def _note(self, tokens: Sequence[int], *given: Any, **wishes: Any) -> str:
+        """Submit, whoever asks, and note what was computed for whom."""
+        name = self._submit(tokens, *given, **wishes)
+        self.submitted[name] = (wishes.get("tenant", ANYBODY), list(tokens))
+        return name
+
     def submit(
         self,
         prompt: Sequence[int],
@@ -209,12 +231,15 @@ class World:
         *,
         held: Held | None = None,
         score_from: int | None = None,
+        tenant: str = ANYBODY,
     ) -> Asked:
-        asked = Asked(list(prompt), params, score_from)
+        tenant = tenant if held is None else held.tenant
+        asked = Asked(list(prompt), params, score_from, tenant=tenant)
         name = self.engine.submit(
             asked.prompt,
             params,
             base=None if held is None else held.kv,
+            tenant=tenant,
             score_from=score_from,
             keep_logits=score_from is not None,
         )
@@ -226,12 +251,15 @@ class World:
     def step(self) -> None:
         for event in self.engine.step():
             if event.request_id in self.mailboxes:
-                self.mailboxes.pop(event.request_id)(event)
+                last = not isinstance(event, StreamChunk) or event.usage is not None
+                find = self.mailboxes.pop if last else self.mailboxes.get
+                find(event.request_id)(event)  # type: ignore[misc]
                 continue
             asked = self.asked[event.request_id]
             asked.take(event)
             if asked.done:
                 self.check_answer(asked)
+                self.check_whose(event.request_id)
         self.check_step()
 
     def run(self, max_steps: int = 40_000) -> None:
@@ -272,10 +300,6 @@ class World:
         )
 
     def check_answer(self, asked: Asked) -> None:
-        if asked.failed is not None and self.engine.memory.in_work:
-            # What an edit works on is not forgotten, not even for the last request.
-            assert isinstance(asked.failed.error, CapacityError)
-            return
         assert asked.failed is None, str(asked.failed)
         assert asked.usage is not None
         if asked.params is not None:
@@ -286,6 +310,25 @@ class World:
             assert asked.computed.doc.tokens == asked.prompt
             assert asked.computed.doc.exact_length() == len(asked.prompt)
         self._check_usage(asked, asked.usage)
+
+    def check_whose(self, name: str) -> None:
+        """Check that what was reused had been computed for the same tenant."""
+        asked, usage = self.asked[name], self.asked[name].usage
+        if usage is None or usage.preemptions:  # preempted, it finds what it computed itself
+            return
+        others = [
+            tokens
+            for other, (whose, tokens) in self.submitted.items()
+            if other != name and whose == asked.tenant
+        ]
+        others += [
+            [*other.prompt, *other.tokens(index)]
+            for other in self.asked.values()
+            if other is not asked and other.tenant == asked.tenant
+            for index in other.chunks
+        ]
+        known = max((common_prefix(asked.prompt, tokens) for tokens in others), default=0)
+        assert usage.cached_tokens <= known, "KV of another tenant answered"
 
     def _check_completions(self, asked: Asked, params: SamplingParams) -> None:
         assert sorted(asked.chunks) == list(range(params.n))
@@ -330,12 +373,39 @@ class World:
             assert usage.time_to_first_token_s is not None
         assert set(usage.provenance.tokens) <= {"exact"}
 
-    def compute(self, tokens: Sequence[int], held: Held | None = None) -> KVDoc | None:
+    def compute(
+        self, tokens: Sequence[int], held: Held | None = None, tenant: str = ANYBODY
+    ) -> KVDoc | None:
         """Compute a document's KV to the end; None if there is no room for it now."""
-        asked = self.submit(tokens, None, held=held)
+        asked = self.submit(tokens, None, held=held, tenant=tenant)
         while not asked.done:
             self.step()
         return None if asked.computed is None else asked.computed.doc
+
+    def idle(self, max_steps: int) -> int:
+        """Do what is done while nobody waits, whatever the clock says; return how many steps."""
+        for done in range(max_steps):
+            self.engine.release_abandoned()
+            if self.engine.idle.begins_in_s is None:
+                return done
+            held = {doc: doc.length for doc in self.engine.memory.idle}
+            self.engine.idle.step()
+            assert {doc: doc.length for doc in self.engine.memory.idle} == held, "forgot a document"
+            self.check_step()
+        return max_steps
+
+    def check_exact_part(self, kv: KVDoc) -> None:
+        """Check that what a document calls exact is what a fresh prefill would hold."""
+        tokens, exact = kv.tokens, kv.exact_length()
+        if self.engine.pool.free_blocks < 2:
+            return
+        fork = kv.fork()
+        fork.truncate(exact)
+        row = Rows(fork, np.array([5]), np.array([exact]), "last")
+        (logits,) = self.runner.forward([row]).logits
+        fork.close()
+        assert logits is not None
+        assert torch.equal(logits[-1], self.oracle.logits([*tokens[:exact], 5]))
 
     def close(self) -> None:
         """End everything; every page must come back."""

@@ -29,7 +29,7 @@ CHUNK, NEXT = 512, 24
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    with LLM(dtype="float32", kv_memory="3GiB") as made:
+    with LLM(dtype="float32", kv_memory="3GiB", repair_when_idle=False) as made:
         yield made
 
 

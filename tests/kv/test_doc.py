@@ -135,6 +135,21 @@ class DocMachine(RuleBasedStateMachine):
         model.doc.truncate(length)
         del model.tokens[length:], model.marks[length:]
 
+    @rule(model=docs, numerator=st.integers(0, 16))
+    def replace_beginning(self, model: Model, numerator: int) -> None:
+        length = len(model.tokens) * numerator // 16
+        fresh = Model(KVDoc(self.pool, ROOT, start_pos=model.doc.start_pos))
+        if fresh.doc.blocks_needed(length) <= self.pool.free_blocks:
+            slots = fresh.doc.append(model.tokens[:length])
+            marks = [self.next_mark + i for i in range(length)]
+            self.next_mark += length
+            self.pool.keys[0][0, slots, 0] = torch.tensor(marks)
+            fresh.doc.close_tail()
+            model.doc.replace_beginning(fresh.doc.order)
+            model.marks[:length] = marks
+            assert model.doc.exact_length() >= length
+        fresh.doc.close()
+
     @rule(model=docs)
     def close_tail(self, model: Model) -> None:
         before = model.doc.version

@@ -12,8 +12,10 @@ from kvloom.kv.lineage import Lineage
 from kvloom.kv.pool import Pool
 from kvloom.kv.span import Span
 from kvloom.reuse.prefix import PrefixTree, common_prefix
+from kvloom.store.key import hash_tenant
 from tests.fake_model import FakeRunner
 
+WHO = hash_tenant("whoever")
 ROOT = Lineage.root(b"one model")
 BOOK = np.random.default_rng(5).integers(1, 32, 300).tolist()
 # Few different tokens, so that random texts share prefixes.
@@ -55,12 +57,12 @@ def test_a_match_is_the_longest_prefix_of_anything_inserted(
     known: set[tuple[int, ...]] = {()}
     for tokens in inserted:
         doc = document(pool, tokens)
-        tree.insert(doc)
+        tree.insert(doc, WHO)
         doc.close()
         known |= {tuple(tokens[:length]) for length in range(len(tokens) + 1)}
         check_books(tree)
     longest = max(length for length in range(len(asked) + 1) if tuple(asked[:length]) in known)
-    spans = tree.match(asked)
+    spans = tree.match(asked, WHO)
     assert found(spans) == asked[:longest]
     reused = KVDoc(pool, ROOT, spans)
     assert reused.exact_length() == longest
@@ -80,34 +82,72 @@ def test_what_is_known_is_kept_once(first: list[int], second: list[int], again: 
     pool = new_pool()
     tree = PrefixTree(pool, ROOT)
     for tokens in (first, second, *([first] if again else [])):
-        doc = KVDoc(pool, ROOT, tree.match(tokens))
+        doc = KVDoc(pool, ROOT, tree.match(tokens, WHO))
         doc.append(tokens[doc.length :])
-        tree.insert(doc)
+        tree.insert(doc, WHO)
         doc.close()
     shared = common_prefix(first, second)
     covered = sum(stop - start for start, stop in tree.owned_ranges())
     assert covered == len(first) + len(second) - shared
 
 
+@given(
+    inserted=st.lists(st.tuples(st.sampled_from("ab"), long_texts), max_size=8), asked=long_texts
+)
+def test_a_match_is_of_the_same_tenant(
+    inserted: list[tuple[str, list[int]]], asked: list[int]
+) -> None:
+    pool = new_pool()
+    tree, apart = PrefixTree(pool, ROOT), {who: PrefixTree(pool, ROOT) for who in "abc"}
+    for who, tokens in inserted:
+        doc = document(pool, tokens)
+        tree.insert(doc, who)
+        apart[who].insert(doc, who)
+        doc.close()
+    for who, alone in apart.items():
+        assert found(tree.match(asked, who)) == found(alone.match(asked, who))
+    assert tree.num_leaves == sum(alone.num_leaves for alone in apart.values())
+    for alone in apart.values():
+        alone.clear()
+    check_books(tree)
+    assert tree.evict(pool.num_blocks) == 0 or tree.num_leaves == 0
+    assert pool.free_blocks == pool.num_blocks
+    assert not tree._tops, "a tenant without prefixes costs something"
+
+
+def test_tenants_give_way_by_use_alone() -> None:
+    pool = new_pool()
+    tree = PrefixTree(pool, ROOT)
+    for who in "abc":
+        doc = document(pool, BOOK[:128])
+        tree.insert(doc, who)
+        doc.close()
+    tree.match(BOOK, "a")
+    assert tree.evict(1) == 2
+    assert [len(tree.match(BOOK, who)) for who in "abc"] == [1, 0, 1]
+    tree.insert(KVDoc(pool, ROOT), "d")
+    assert set(tree._tops) == {"a", "c"}
+
+
 def test_the_tree_keeps_kv_that_its_document_lets_go() -> None:
     pool = new_pool()
     tree = PrefixTree(pool, ROOT)
     doc = document(pool, BOOK)
-    tree.insert(doc)
+    tree.insert(doc, WHO)
     doc.close()
     assert pool.num_blocks - pool.free_blocks == 5
-    assert found(tree.match([*BOOK, 1])) == BOOK
+    assert found(tree.match([*BOOK, 1], WHO)) == BOOK
 
 
 def test_a_document_goes_on_behind_what_it_published() -> None:
     pool = new_pool()
     tree = PrefixTree(pool, ROOT)
     doc = document(pool, BOOK[:70])
-    tree.insert(doc)
+    tree.insert(doc, WHO)
     doc.append(BOOK[70:100])
-    assert found(tree.match(BOOK)) == BOOK[:70]
-    tree.insert(doc)
-    assert found(tree.match(BOOK)) == BOOK[:100]
+    assert found(tree.match(BOOK, WHO)) == BOOK[:70]
+    tree.insert(doc, WHO)
+    assert found(tree.match(BOOK, WHO)) == BOOK[:100]
     check_books(tree, doc)
 
 
@@ -117,15 +157,34 @@ def test_least_recently_used_ends_go_first_and_free_what_was_asked() -> None:
     texts = [[token, *BOOK[:127]] for token in (1, 2, 3)]
     for tokens in texts:
         doc = document(pool, tokens)
-        tree.insert(doc)
+        tree.insert(doc, WHO)
         doc.close()
-    tree.match(texts[0])
+    tree.match(texts[0], WHO)
     assert tree.evict(1) == 2
-    assert [len(tree.match(tokens)) for tokens in texts] == [1, 0, 1]
+    assert [len(tree.match(tokens, WHO)) for tokens in texts] == [1, 0, 1]
     assert tree.evict(3) == 4
     assert tree.num_leaves == 0
     assert tree.evict(1) == 0
     check_books(tree)
+
+
+def test_what_was_used_since_a_moment_or_is_shown_by_others_may_be_left() -> None:
+    pool = new_pool()
+    tree = PrefixTree(pool, ROOT)
+    docs = [document(pool, [number, *BOOK[:100]]) for number in range(1, 5)]
+    for doc in docs:
+        tree.insert(doc, WHO)
+    shown, *rest = docs
+    for doc in rest:
+        doc.close()
+    moment = tree.now
+    tree.match(docs[0].tokens[:1] + BOOK[:10], WHO)
+    tree.match([2, *BOOK[:5]], WHO)
+    assert tree.evict(100, moment) == 4
+    assert [len(found(tree.match([n, *BOOK[:100]], WHO))) for n in range(1, 5)] == [101, 101, 0, 0]
+    assert tree.evict(100, tree.now) == 2, "of the one that is shown nothing would come back"
+    check_books(tree, shown)
+    assert len(found(tree.match([1, *BOOK[:100]], WHO))) == 101
 
 
 def test_a_shared_beginning_outlives_its_ends() -> None:
@@ -133,19 +192,19 @@ def test_a_shared_beginning_outlives_its_ends() -> None:
     tree = PrefixTree(pool, ROOT)
     for own in (1, 2):
         doc = document(pool, [*BOOK[:64], *[own] * 64])
-        tree.insert(doc)
+        tree.insert(doc, WHO)
         doc.close()
-    tree.match([*BOOK[:64], 1])
+    tree.match([*BOOK[:64], 1], WHO)
     assert tree.evict(1) >= 1
-    assert found(tree.match([*BOOK[:64], 1, 1])) == [*BOOK[:64], 1, 1]
-    assert found(tree.match([*BOOK[:64], 2])) == BOOK[:64]
+    assert found(tree.match([*BOOK[:64], 1, 1], WHO)) == [*BOOK[:64], 1, 1]
+    assert found(tree.match([*BOOK[:64], 2], WHO)) == BOOK[:64]
 
 
 def test_evicting_frees_nothing_that_somebody_still_shows() -> None:
     pool = new_pool()
     tree = PrefixTree(pool, ROOT)
     doc = document(pool, BOOK)
-    tree.insert(doc)
+    tree.insert(doc, WHO)
     assert tree.evict(1) == 0
     assert doc.tokens == BOOK
     check_books(tree, doc)
@@ -159,11 +218,11 @@ def test_only_the_exact_beginning_of_a_document_is_remembered() -> None:
     (span,) = source.spans
     moved = Span(span.segment, 50, 100, shift=7)
     doc = KVDoc(pool, ROOT, [span.sub(0, 40), moved])
-    tree.insert(doc)
-    assert found(tree.match(doc.tokens)) == BOOK[:40]
+    tree.insert(doc, WHO)
+    assert found(tree.match(doc.tokens, WHO)) == BOOK[:40]
     skipped = KVDoc(pool, ROOT, [span.sub(0, 40), span.sub(50, 100)])
-    tree.insert(skipped)
-    assert found(tree.match(skipped.tokens)) == BOOK[:40]
+    tree.insert(skipped, WHO)
+    assert found(tree.match(skipped.tokens, WHO)) == BOOK[:40]
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 128, 300])
@@ -171,10 +230,10 @@ def test_spans_of_another_lineage_are_refused_and_counted(length: int) -> None:
     pool = new_pool()
     tree = PrefixTree(pool, ROOT)
     foreign = document(pool, BOOK[:length], Lineage.root(b"other weights"))
-    tree.insert(foreign)
-    assert tree.match(BOOK) == []
+    tree.insert(foreign, WHO)
+    assert tree.match(BOOK, WHO) == []
     assert tree.refused == 1
-    (node,) = tree._top.children.values()
+    (node,) = tree._tops[WHO].children.values()
     assert node.last_used == 1, "a refusal is no use"
 
 
@@ -182,13 +241,13 @@ def test_a_foreign_span_behind_a_good_one_ends_the_match() -> None:
     pool = new_pool()
     tree = PrefixTree(pool, ROOT)
     good = document(pool, BOOK[:70])
-    tree.insert(good)
+    tree.insert(good, WHO)
     foreign = document(pool, BOOK[:150], Lineage.root(b"other weights"))
     foreign.close_tail()
     (span,) = foreign.spans
-    (node,) = tree._top.children.values()
+    (node,) = tree._tops[WHO].children.values()
     tree._insert_span(node, span.sub(70, 150), now=9)
-    assert found(tree.match(BOOK)) == BOOK[:70]
+    assert found(tree.match(BOOK, WHO)) == BOOK[:70]
     assert tree.refused == 1
 
 

@@ -13,11 +13,14 @@ from kvloom.kv.execute import add_part
 from kvloom.kv.lineage import Lineage
 from kvloom.kv.plan import Keep
 from kvloom.kv.pool import Pool
+from kvloom.model.probe import probe
 from kvloom.reuse.repair import Repair, stale_rows, values_at
 from kvloom.reuse.select import selector
 from kvloom.types import Forward, Rows
 from tests.fake_model import FakeRunner, Oracle
+from tests.model.families import VOCABULARY
 from tests.model.running import assert_same, cached, plain_logits, pool_for, prepared, some_tokens
+from tests.model.tiny_models import tiny_llama
 
 ROOT = Lineage.root(b"repairs")
 TEXT = np.random.default_rng(0).integers(1, 32, 150).tolist()
@@ -149,3 +152,19 @@ def test_a_model_with_all_rows_repaired_answers_as_after_a_fresh_prefill(dtype):
     half = repair(runner, shifted.fork(), 0.5).receipt()
     assert half.deviation is not None
     assert 0 < half.left < half.deviation
+
+
+@pytest.mark.parametrize("name", ["blend", "first"])
+def test_a_model_of_one_layer_keeps_nothing_that_could_deviate(name):
+    runner = probe(
+        tiny_llama(num_hidden_layers=1, vocab_size=VOCABULARY, max_position_embeddings=512)
+    )
+    pool = pool_for(runner, 40)
+    doc = edited(runner, pool, some_tokens(120).tolist(), 30, 5, some_tokens(9, 1).tolist())
+    expected = run(runner, cached(runner, pool, np.array(doc.tokens)), [7])
+    assert_same(run(runner, doc.fork(), [7]), expected)
+    receipt = repair(runner, doc, 0.5, name).receipt()
+    assert (receipt.stale, receipt.repaired) == (85, 43)
+    if name == "blend":
+        assert receipt.deviation == pytest.approx(0, abs=1e-6)
+    assert_same(run(runner, doc, [7]), expected)

@@ -257,6 +257,17 @@ def test_who_waits_for_a_prefix_is_passed_by_and_who_finds_no_room_is_not() -> N
     assert waits in rows(schedule.schedule())
 
 
+def test_who_is_preferred_is_next() -> None:
+    memory = FakeMemory(10)
+    scheduler = Scheduler(memory, step_tokens=4, max_running=1, max_waiting=9)
+    jobs = [Job(number, 4) for number in range(3)]
+    for job in jobs:
+        scheduler.add(job)
+    scheduler.prefer(jobs[2])
+    assert [share.job for share in scheduler.schedule()] == [jobs[2]]
+    assert list(scheduler.waiting) == jobs[:2]
+
+
 def test_the_queue_is_limited_beyond_those_who_may_run_at_once() -> None:
     memory = FakeMemory(1000)
     schedule = scheduler(memory, max_running=2, max_waiting=3)

@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from kvloom.config import EngineConfig
+from kvloom.engine.joining import TokenPart
+from kvloom.engine.tenants import tenant_of
 from kvloom.errors import CapacityError, RequestError
 from kvloom.outputs import (
     EditReceipt,
     EngineStats,
     Fidelity,
     Logprob,
+    PartAction,
     Provenance,
     StreamChunk,
     Usage,
@@ -40,6 +43,8 @@ SPECIAL_TEXTS = {BOS: "<s>", EOS: "</s>"}
 
 class FakeTokenizer:
     """Bytes as tokens, with a begin and an end token.
+
+    Its chat template strips messages, and does odd things where one of them says SHOUT.
 
     Args:
         controls: spellings of further control tokens.
@@ -69,10 +74,14 @@ class FakeTokenizer:
         return raw.decode("utf-8", "replace")
 
     def chat_tokens(self, messages: list[dict[str, Any]]) -> list[int]:
+        return self.encode(self.render_chat(messages), add_special_tokens=False)
+
+    def render_chat(self, messages: list[dict[str, Any]]) -> str:
         if messages[-1]["role"] == "assistant":
             raise RequestError("The chat template refuses this.", param="messages")
-        text = "".join(f"{m['role']}:{m['content']}\n" for m in messages)
-        return self.encode(text)
+        shout = any("SHOUT" in m["content"] for m in messages)
+        text = "".join(f"{m['role']}:{m['content'].strip()}\n" for m in messages)
+        return text.upper() if shout else text
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if token_id < BOS else b""
@@ -81,11 +90,15 @@ class FakeTokenizer:
 class FakeDocument:
     """A text whose KV is nothing but a note of what was done to it."""
 
-    def __init__(self, llm: FakeAsyncLLM, tokens: list[int], states: dict[str, int]) -> None:
+    def __init__(
+        self, llm: FakeAsyncLLM, tokens: list[int], states: dict[str, int], tenant: str
+    ) -> None:
         self.llm = llm
+        self.tenant = tenant
         self.tokens = tokens
         self.states = states
-        self.kv = object()
+        self.receipt: EditReceipt | None = None
+        self.kv: Any = object()
         self.closed = False
 
     @property
@@ -129,7 +142,7 @@ class FakeDocument:
         return self._receipt("exact", len(self.tokens), 0)
 
     async def fork(self) -> FakeDocument:
-        return FakeDocument(self.llm, list(self.tokens), dict(self.states))
+        return FakeDocument(self.llm, list(self.tokens), dict(self.states), self.tenant)
 
     async def score(self, text: str) -> list[float]:
         if not text:
@@ -164,6 +177,7 @@ class FakeAsyncLLM:
         self.tokenizer = FakeTokenizer(controls)
         self.spec = ModelSpec((), VOCAB_SIZE, max_model_len, "movable")
         self.config = EngineConfig(max_model_len=max_model_len)
+        self.store = None
         self.max_live = max_live
         self.delay_s = 0.0
         self.hold_after: int | None = None
@@ -176,9 +190,12 @@ class FakeAsyncLLM:
         self.peak_live = 0
         self.submitted: list[tuple[list[int], SamplingParams]] = []
         self.bases: list[tuple[Any, bool]] = []
+        self.joins: list[tuple[list[TokenPart], Fidelity, float, str]] = []
+        self.joined: list[FakeDocument] = []
+        self._known: set[tuple[int, ...]] = set()
         self.tokens_given = 0
         self.finished: Counter[str] = Counter()
-        self._seen: set[tuple[int, ...]] = set()
+        self._seen: set[tuple[str | int, ...]] = set()
 
     async def stats(self) -> EngineStats:
         if self.stats_failure is not None:
@@ -201,20 +218,27 @@ class FakeAsyncLLM:
         base: Any = None,
         *,
         exact_only: bool = False,
+        tenant: str,
     ) -> AsyncGenerator[StreamChunk, None]:
         self.bases.append((base, exact_only))
         self._check(tokens)
         self.submitted.append((tokens, params))
-        cached = len(tokens) - 1 if tuple(tokens) in self._seen else 0
-        self._seen.add(tuple(tokens))
+        cached = len(tokens) - 1 if (tenant, *tokens) in self._seen else 0
+        self._seen.add((tenant, *tokens))
         self.live += 1
         self.peak_live = max(self.peak_live, self.live)
         reason = "abort"
         try:
             start = time.perf_counter()
             texts = [self._answer(tokens, params, index) for index in range(params.n)]
+            states = {"exact": len(tokens)}
+            if isinstance(base, FakeDocument):
+                assert tokens[: len(base.tokens)] == base.tokens
+                assert not base.closed
+                cached = len(base.tokens)
+                states = {**base.states, "exact": len(tokens) - base.states["moved"]}
             usage = Usage(len(tokens), 0, cached, len(tokens) - cached)
-            usage = replace(usage, provenance=Provenance({"exact": len(tokens)}, {"plain": 64}))
+            usage = replace(usage, provenance=Provenance(states, {"plain": 64}))
             chunks = self._chunks(tokens, params, texts)
             for count, chunk in enumerate(chunks, 1):
                 await self._misbehave(count - 1)
@@ -236,10 +260,42 @@ class FakeAsyncLLM:
             self.live -= 1
             self.finished[reason] += 1
 
-    async def document(self, text: str | Sequence[int]) -> FakeDocument:
+    async def document(
+        self, text: str | Sequence[int], *, cache_salt: str | None = None
+    ) -> FakeDocument:
         assert not isinstance(text, str)
-        document = FakeDocument(self, [], {"exact": len(text)})
+        document = FakeDocument(self, [], {"exact": len(text)}, tenant_of(cache_salt))
         await document._become(list(text))
+        return document
+
+    async def join_tokens(
+        self,
+        parts: Sequence[TokenPart],
+        *,
+        fidelity: Fidelity,
+        share: float,
+        planner: str,
+        tenant: str,
+    ) -> FakeDocument:
+        self.joins.append((list(parts), fidelity, share, planner))
+        document = FakeDocument(self, [], {}, tenant)
+        await document._become([token for part in parts for token in part.tokens])
+        reusable = [part.tokens for part in parts if part.reusable]
+        moved = sum(map(len, reusable))
+        document.states = {"moved": moved, "exact": len(document.tokens) - moved}
+        new = sum(len(tokens) for tokens in set(reusable) - self._known)
+        repaired = len(reusable) if fidelity == "repaired" else 0
+        rows = len(document.tokens) - moved + new + repaired
+        self._known.update(reusable)
+        actions = tuple(
+            PartAction(number, "shift" if part.reusable else "compute", 0)
+            for number, part in enumerate(parts)
+        )
+        document.receipt = EditReceipt(
+            fidelity, document.states, rows, repaired, 0.5, 0.25, actions=actions
+        )
+        document.kv = document
+        self.joined.append(document)
         return document
 
     def _check(self, tokens: list[int]) -> None:

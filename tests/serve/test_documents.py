@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 
 from kvloom import AsyncLLM
-from kvloom.serve.documents import ID_PATTERN, Documents
+from kvloom.serve.documents import ID_PATTERN, Documents, Lead
 from kvloom.serve.errors import TooManyDocumentsError
 from tests.model.tiny_models import tiny_llama, write_folder
+from tests.tolerances import TOLERANCE
 
-from .running import RunningServer, assert_openai_error
+from .running import RunningServer, assert_openai_error, eventually
 
 ROOT = "/v1/kv/documents"
+CHUNKS = ["A chunk of text that many share.", "Another one.\n"]
 WORDS = ["one ", "two ", "zwölf ", "🙂", "\n", "def f():\n", "    ", "a"]
 
 
@@ -54,7 +56,8 @@ class Editor:
 
     def work(self, count: int) -> None:
         for _ in range(count):
-            self.rng.choice([self.edit, self.edit, self.ask, self.fork, self.repair])()
+            work = [self.edit, self.edit, self.ask, self.join, self.fork, self.repair]
+            self.rng.choice(work)()
         read = self.server.get(f"{ROOT}/{self.name}", params={"text": True}).json()
         assert read["text"] == self.text
         assert read["version"] == self.version
@@ -77,6 +80,21 @@ class Editor:
         reply = self.server.post("/v1/completions", body)
         if self.taken(reply) and body["kvloom"]["fidelity"] == "exact":
             assert set(reply.json()["kvloom"]["receipt"]["tokens"]) == {"exact"}
+
+    def join(self) -> None:
+        fidelity = self.rng.choice(["exact", "repaired", "shifted"])
+        parts = [{"text": self.rng.choice(CHUNKS)}, self.name, {"text": self.rng.choice(CHUNKS)}]
+        self.rng.shuffle(parts)
+        body = {"documents": parts, "prompt": "What", "max_tokens": 1, "echo": True}
+        body |= {"kvloom": {"fidelity": fidelity}, "n": self.rng.choice([1, 2])}
+        reply = self.server.post("/v1/completions", body)
+        if self.taken(reply):
+            texts = [self.text if isinstance(part, str) else part["text"] for part in parts]
+            answer = reply.json()
+            assert answer["choices"][0]["text"].startswith("".join(texts) + "What")
+            states = answer["kvloom"]["receipt"]["tokens"]
+            assert fidelity != "exact" or set(states) == {"exact"}
+            assert sum(states.values()) >= answer["usage"]["prompt_tokens"]
 
     def fork(self) -> None:
         reply = self.server.post(f"{ROOT}/{self.name}/fork", {})
@@ -111,10 +129,38 @@ def test_many_editors_at_once(tiny: RunningServer) -> None:
     def leftover(engine: Any) -> int:
         engine.release_abandoned()
         engine.memory.check()
+        engine.chunks.clear()
         engine.memory.tree.clear()
         return int(engine.pool.used_bytes)
 
     assert tiny.llm.loop.call(leftover).result(10) == 0
+
+
+def test_a_document_becomes_exact_while_nothing_else_runs(tiny: RunningServer) -> None:
+    text = "def f(left, right):\n    return left + right\n" * 6
+    edits = [{"start": 30, "end": 34, "text": "some"}, {"start": 60, "end": 60, "text": "ab"}]
+    scores = []
+    for fidelity in ("shifted", "exact"):
+        # What the first became would answer for the second.
+        tiny.llm.loop.call(lambda engine: engine.memory.tree.clear()).result(10)
+        name = tiny.post(ROOT, {"text": text}).json()["id"]
+        body = {"edits": edits, "fidelity": fidelity}
+        edited = tiny.client.patch(f"{tiny.url}{ROOT}/{name}", json=body).json()
+        assert edited["fidelity"] == fidelity
+
+        def all_exact() -> bool:
+            return {each["fidelity"] for each in tiny.get(ROOT).json()["data"]} == {"exact"}
+
+        eventually(all_exact)
+        read = tiny.get(f"{ROOT}/{name}").json()
+        assert read["provenance"]["tokens"] == {"exact": read["num_tokens"]}
+        scores.append(tiny.post(f"{ROOT}/{name}/score", {"text": "    return 1"}).json())
+        assert tiny.client.delete(f"{tiny.url}{ROOT}/{name}").status_code == 200
+    repaired, exact = scores
+    assert repaired["fidelity"] == "exact"
+    close = TOLERANCE["float32"]["logits"]
+    assert repaired["logprobs"] == pytest.approx(exact["logprobs"], abs=close)
+    assert "kvloom_idle_repaired_rows_total 0.0" not in tiny.get("/metrics").text
 
 
 def test_ids_are_random_and_limits_hold_while_documents_are_made() -> None:
@@ -126,7 +172,7 @@ def test_ids_are_random_and_limits_hold_while_documents_are_made() -> None:
 
         async def make() -> Any:
             await asyncio.sleep(0.001)
-            return Nothing(), ""
+            return Nothing(), Lead()
 
         adding = [documents.add("me", None, make) for _ in range(25)]
         made = await asyncio.gather(*adding, return_exceptions=True)

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
+from kvloom import AsyncLLM, StoreSettings
+from kvloom.engine.stored import StoreUse
 from kvloom.outputs import EngineStats, Usage
-from kvloom.serve.metrics import COUNTERS, GAUGES, Metrics
+from kvloom.serve.metrics import (
+    COUNTERS,
+    GAUGES,
+    STORE_COUNTERS,
+    TIER_COUNTERS,
+    TIER_GAUGES,
+    Metrics,
+)
+from kvloom.store.tier import TierStatistics
+from tests.model.tiny_models import tiny_llama, write_folder
 
 from .raw_client import RawClient
 from .running import RunningServer, eventually
@@ -35,6 +48,63 @@ def test_every_counter_of_the_engine_is_exported() -> None:
     for name in names:
         suffix = "_total" if name in COUNTERS else ""
         assert registry.get_sample_value(f"kvloom_{name}{suffix}") == getattr(stats, name)
+
+
+def test_every_counter_of_the_store_is_exported() -> None:
+    tier_names = {field.name for field in fields(TierStatistics)}
+    assert set(TIER_COUNTERS) | set(TIER_GAUGES) == tier_names
+    tiers = {
+        tier: TierStatistics(**{name: number for number, name in enumerate(tier_names, start)})
+        for tier, start in (("ram", 5), ("disk", 50))
+    }
+    names = {field.name for field in fields(StoreUse)} - {"tiers"}
+    assert set(STORE_COUNTERS) == names - {"pending"}
+    use = StoreUse(tiers=tiers, **{name: number for number, name in enumerate(names, 90)})
+    metrics = Metrics()
+    metrics.exposition("", EngineStats(), use)
+    value = metrics.registry.get_sample_value
+    for name in names:
+        suffix = "" if name == "pending" else "_total"
+        assert value(f"kvloom_store_{name}{suffix}") == getattr(use, name)
+    for tier, statistics in tiers.items():
+        for name in tier_names:
+            shown = {"nbytes": "bytes", "chunks": "chunks"}.get(name, f"{name}_total")
+            found = value(f"kvloom_store_{shown}", {"tier": tier})
+            assert found == getattr(statistics, name)
+
+
+def test_a_server_shows_what_its_store_does(tmp_path: Path) -> None:
+    model = tiny_llama(max_position_embeddings=512)
+    folder = write_folder(tmp_path / "model", model)
+    asked = {"prompt": "A text of some length. " * 6, "max_tokens": 1}
+
+    def look() -> dict[str, float]:
+        """Ask a new server the same, and return its store's samples as `name/tier`."""
+        store = StoreSettings(folder=tmp_path / "store")
+        llm = AsyncLLM(str(folder), kv_memory="4MiB", dtype="float32", store=store)
+        with RunningServer(llm) as server:
+            assert server.post("/v1/completions", asked).status_code == 200
+            assert llm.store is not None
+            assert asyncio.run(llm.store.flush())
+            return {
+                f"{name.removeprefix('kvloom_store_')}/{dict(labels).get('tier', '')}": value
+                for (name, labels), value in samples(server).items()
+                if name.startswith("kvloom_store_")
+            }
+
+    first, again = look(), look()
+    tokens = first["kept_tokens_total/"]
+    assert tokens > 32
+    assert (first["loaded_tokens_total/"], first["stored_total/disk"]) == (0, 1)
+    assert again["loaded_tokens_total/"] >= tokens - 1
+    assert (again["hits_total/disk"], again["misses_total/ram"]) == (1, 1)
+    assert again["chunks/disk"] == 1
+    assert again["bytes/disk"] == first["bytes/disk"] > tokens
+    assert (first["pending/"], again["missed_tokens_total/"]) == (0, 0)
+
+
+def test_without_a_store_nothing_of_one_is_shown(shared_server: RunningServer) -> None:
+    assert not any(name.startswith("kvloom_store_") for name, _ in samples(shared_server))
 
 
 def test_requests_and_their_reasons_are_counted(server: RunningServer) -> None:

@@ -8,33 +8,66 @@ from typing import Any, get_args
 import pytest
 
 from kvloom.outputs import Fidelity
+from kvloom.serve.content import ChunkPart
 from kvloom.serve.documents import Snapshot
-from kvloom.serve.parts import joined
+from kvloom.serve.parts import PromptPart, cut_end, is_joined, joined
+from kvloom.store.key import ANYBODY
 
 from .running import RunningServer, assert_openai_error, events_of
 
 ROOT = "/v1/kv/documents"
 
 
-def snapshot(tokens: list[int], fidelity: Fidelity = "exact") -> Snapshot:
-    return Snapshot("doc-1", 1, "", tokens, fidelity, kv=object())
+def document(tokens: list[int], fidelity: Fidelity = "exact", num_lead: int = 0) -> PromptPart:
+    kept = Snapshot("doc-1", 1, "", tokens, fidelity, object(), num_lead)
+    return PromptPart(tuple(tokens[num_lead:]), kept)
+
+
+def text(*tokens: int) -> PromptPart:
+    return PromptPart(tokens)
+
+
+def chunk(*tokens: int) -> PromptPart:
+    return PromptPart(tokens, ChunkPart("x"))
 
 
 def test_the_first_part_gives_its_kv() -> None:
-    first, second = snapshot([1, 2]), snapshot([3])
-    assert joined([first, second, [4]]).tokens == [1, 2, 3, 4]
-    assert joined([first, second, [4]]).base is first.kv
-    assert joined([[4], first]).base is None
-    assert joined([[4], first]).tokens == [4, 1, 2]
-    assert joined([]).tokens == []
+    first, second = document([1, 2]), document([3])
+    assert joined([first, second, text(4)], ANYBODY).tokens == [1, 2, 3, 4]
+    assert joined([first, second, text(4)], ANYBODY).base is first.source.kv  # type: ignore[union-attr]
+    assert joined([text(4), first], ANYBODY).base is None
+    assert joined([text(4), first], ANYBODY).tokens == [4, 1, 2]
+    assert joined([chunk(4), first], ANYBODY).base is None
+    assert joined([document([1, 2], num_lead=1)], ANYBODY).base is None
+    assert joined([], ANYBODY).tokens == []
+    assert joined([first], ANYBODY).followed_by([9]).tokens == [1, 2, 9]
 
 
 @pytest.mark.parametrize("wanted", [None, *get_args(Fidelity)])
 @pytest.mark.parametrize("has", get_args(Fidelity))
 def test_kv_is_not_worse_than_was_asked_for(has: Fidelity, wanted: Fidelity | None) -> None:
     ranks = {"shifted": 0, "repaired": 1, "exact": 2, None: 0}
-    ask = joined([snapshot([1], has), [2]], wanted)
+    ask = joined([document([1], has), text(2)], ANYBODY, wanted)
     assert ask.exact_only == (ranks[has] < ranks[wanted])
+
+
+@pytest.mark.parametrize("wanted", [None, *get_args(Fidelity)])
+def test_only_what_stands_elsewhere_is_joined(wanted: Fidelity | None) -> None:
+    approximate = wanted not in (None, "exact")
+    one = document([1, 2])
+    assert not is_joined([one, text(3)], wanted)
+    assert not is_joined([text(3)], wanted)
+    assert not is_joined([], wanted)
+    for parts in ([text(3), one], [one, one], [chunk(3)], [document([1, 2], num_lead=1)]):
+        assert is_joined(parts, wanted) is approximate
+    assert is_joined([document([1], "shifted")], wanted) is (wanted == "repaired")
+
+
+def test_an_end_has_no_kv() -> None:
+    one = document([1, 2])
+    assert cut_end([text(0), one, text(3), text(4)]) == ([text(0), one], [3, 4])
+    assert cut_end([text(3), text(4)]) == ([], [3, 4])
+    assert cut_end([one]) == ([one], [])
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +146,8 @@ def test_receipts_come_to_those_who_ask(kept: RunningServer) -> None:
 
 
 PART = {"type": "document", "document_id": "doc-1"}
+CHUNK = {"type": "chunk", "text": "x"}
+REPAIRED = {"fidelity": "repaired"}
 
 
 @pytest.mark.parametrize(
@@ -123,9 +158,19 @@ PART = {"type": "document", "document_id": "doc-1"}
         ("completions", {"documents": [1]}, "documents.0"),
         ("completions", {"documents": []}, "prompt"),
         ("completions", {"documents": ["x"] * 65}, "documents"),
+        ("completions", {"documents": [{"text": ""}]}, "documents.0"),
+        ("completions", {"documents": [{"text": "x", "id": "y"}]}, "documents.0"),
+        ("completions", {"documents": [{"text": "x"}], "suffix": "y", "prompt": "z"}, "suffix"),
         ("completions", {"prompt": "x", "kvloom": {"fidelity": "most"}}, "kvloom.fidelity"),
         ("completions", {"prompt": "x", "kvloom": {"docs": 1}}, "kvloom.docs"),
         ("completions", {"prompt": "x", "kvloom": True}, "kvloom"),
+        ("completions", {"prompt": "x", "kvloom": {"share": 0.5}}, "kvloom.share"),
+        ("completions", {"prompt": "x", "kvloom": REPAIRED | {"share": 2}}, "kvloom.share"),
+        ("completions", {"prompt": "x", "kvloom": REPAIRED | {"planner": "x"}}, "kvloom.planner"),
+        ("completions", {"prompt": "x", "kvloom": {"planner": "blend"}}, "kvloom.planner"),
+        ("chat/completions", {"messages": [CHUNK | {"text": ""}]}, "messages.0.content"),
+        ("chat/completions", {"messages": [CHUNK | {"more": "x"}]}, "messages.0.content"),
+        ("chat/completions", {"messages": [{"type": "chunk"}]}, "messages.0.content"),
         ("chat/completions", {"messages": [PART | {"text": "x"}]}, "messages.0.content"),
         ("chat/completions", {"messages": [{"type": "document"}]}, "messages.0.content"),
         ("chat/completions", {"messages": [PART | {"document_id": 1}]}, "messages.0.content"),

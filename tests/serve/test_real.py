@@ -27,7 +27,7 @@ ENDLESS = {"prompt": TEXT, "max_tokens": 1500, "ignore_eos": True, "temperature"
 
 @pytest.fixture(scope="module")
 def real() -> Iterator[RunningServer]:
-    llm = AsyncLLM("default", dtype="float32", kv_memory="1GiB")
+    llm = AsyncLLM("default", dtype="float32", kv_memory="1GiB", repair_when_idle=False)
     with RunningServer(llm, served_model_name="smol") as server:
         yield server
 
@@ -162,6 +162,100 @@ def test_a_document_in_a_chat_is_its_text(real: RunningServer) -> None:
     reply, same = (real.post("/v1/chat/completions", body).json() for body in (asked, plain))
     assert reply["choices"][0]["message"] == same["choices"][0]["message"]
     assert reply["kvloom"]["receipt"]["fidelity"] == "exact"
+
+
+TOWN = "Carla repairs clocks in Vienna. " + "Her shop is old and very quiet. " * 8 + "Dora dives."
+QUESTION = "Who is a pilot?"
+SHIFTED = {"fidelity": "shifted"}
+REPAIRED = {"fidelity": "repaired"}
+REPAIRED_ALL = {"fidelity": "repaired", "share": 1}
+
+
+def by_parts(real: RunningServer, *parts: str) -> list[int]:
+    """Return a chat of parts and a question in tokens, each part tokenised by itself."""
+    folder = Path(real.llm.model_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    marks = [f"MARK{number}" for number in range(len(parts))]
+    messages = [{"role": "user", "content": "\n".join([*marks, QUESTION])}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    tokens: list[int] = []
+    for mark, part in zip(marks, parts, strict=True):
+        before, text = text.split(mark)
+        tokens += tokenizer(before, add_special_tokens=False).input_ids
+        tokens += tokenizer(part, add_special_tokens=False).input_ids
+    return [*tokens, *tokenizer(text, add_special_tokens=False).input_ids]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_chat_about_documents_in_any_order(real: RunningServer, backwards: bool) -> None:
+    texts = [STORY, TOWN][:: -1 if backwards else 1]
+    names = [real.post(DOCUMENTS, {"text": text}).json()["id"] for text in texts]
+    content: list[Any] = [{"type": "document", "document_id": name} for name in names]
+    content.append({"type": "text", "text": QUESTION})
+    tokens = by_parts(real, *texts)
+    lengths = [len(real.llm.tokenizer.encode(text)) for text in texts]
+    ask = real.openai().chat.completions.create
+    greedy: dict[str, Any] = {"model": "smol", "temperature": 0, "max_tokens": 4}
+    greedy["messages"] = [{"role": "user", "content": content}]
+    for options in SHIFTED, REPAIRED, REPAIRED_ALL:
+        reply = ask(**greedy, extra_body={"kvloom": options})
+        assert reply.usage.prompt_tokens == len(tokens)
+        receipt = reply.kvloom["receipt"]
+        shown = [part for part in reply.kvloom["parts"] if part["type"] == "document"]
+        assert [part["tokens"] for part in shown] == lengths
+        if options is SHIFTED:
+            assert receipt["fidelity"] == "shifted"
+            assert [part["actions"][0]["action"] for part in shown] == ["shift", "shift"]
+            # All but the documents, and what the engine runs again to begin.
+            assert receipt["computed_tokens"] <= len(tokens) - sum(lengths) + 3
+            assert reply.usage.prompt_tokens_details.cached_tokens >= sum(lengths) - 3
+            stream = list(ask(**greedy, extra_body={"kvloom": options}, stream=True))
+            text = "".join(x.choices[0].delta.content or "" for x in stream if x.choices)
+            assert text == reply.choices[0].message.content
+            assert stream[-1].kvloom["parts"] == reply.kvloom["parts"]
+        if options is REPAIRED:
+            assert receipt["fidelity"] == "repaired"
+            assert 0 < receipt["repaired"] < 0.2 * len(tokens)
+            assert receipt["deviation_left"] < receipt["deviation"]
+        if options is REPAIRED_ALL:
+            assert set(receipt["tokens"]) == {"exact"}
+            best = reply.choices[0].message.content
+    body = {"prompt": tokens, "temperature": 0, "max_tokens": 4}
+    assert real.post("/v1/completions", body).json()["choices"][0]["text"] == best
+    exact = ask(**greedy, extra_body={"kvloom": {"fidelity": "exact"}})
+    assert exact.kvloom["receipt"]["fidelity"] == "exact"
+    assert "parts" not in exact.kvloom
+    for name in names:
+        real.client.delete(f"{real.url}{DOCUMENTS}/{name}")
+
+
+def test_chunks_are_computed_once(real: RunningServer) -> None:
+    chunks = [{"text": f"{text} Chunk {number}.\n"} for number, text in enumerate((STORY, TOWN))]
+    body = {"prompt": QUESTION, "temperature": 0, "max_tokens": 4}
+    rows = []
+    for order in (chunks, chunks[::-1], [*chunks, chunks[0]]):
+        asked = body | {"documents": order, "kvloom": {"fidelity": "repaired"}}
+        reply = real.post("/v1/completions", asked).json()
+        receipt = reply["kvloom"]["receipt"]
+        rows.append(receipt["computed_tokens"] / reply["usage"]["prompt_tokens"])
+        assert receipt["deviation_left"] <= receipt["deviation"]
+    assert rows[0] > 1
+    assert max(rows[1:]) < 0.4
+
+
+def test_what_changes_meanwhile_answers_as_it_was(real: RunningServer) -> None:
+    name = real.post(DOCUMENTS, {"text": STORY}).json()["id"]
+    client = real.openai()
+    asked: dict[str, Any] = {"model": "smol", "prompt": "Then", "temperature": 0, "max_tokens": 12}
+    body = {"documents": [{"text": TOWN}, name], "ignore_eos": True}
+    asked |= {"extra_body": body | {"kvloom": {"fidelity": "shifted"}}}
+    undisturbed = client.completions.create(**asked).choices[0].text
+    stream = client.completions.create(**asked, stream=True)
+    text = next(stream).choices[0].text
+    patch(real, name, {"edits": [{"start": 0, "end": 50, "text": "Zoe. "}]})
+    real.client.delete(f"{real.url}{DOCUMENTS}/{name}")
+    text += "".join(choice.text for chunk in stream for choice in chunk.choices)
+    assert text == undisturbed
 
 
 def test_the_default_model_has_no_tokens_for_gaps(real: RunningServer) -> None:

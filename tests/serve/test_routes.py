@@ -201,9 +201,9 @@ def test_tokenize_and_detokenize_are_inverse(shared_server: RunningServer, text:
 
 def test_tokenize_conversation_and_token_texts(shared_server: RunningServer) -> None:
     reply = shared_server.post("/tokenize", CHAT | {"return_token_strs": True}).json()
-    assert reply["token_strs"] == ["<s>", *"user:hi\n"]
+    assert reply["token_strs"] == [*"user:hi\n"]
     text = shared_server.post("/detokenize", {"tokens": reply["tokens"]}).json()["prompt"]
-    assert text == "<s>user:hi\n"
+    assert text == "user:hi\n"
 
 
 def test_health_follows_the_engine(server: RunningServer) -> None:

@@ -14,7 +14,8 @@ from kvloom.serve.config import ServerConfig
 from kvloom.serve.errors import GenerationAbortedError, UnknownModelError
 from kvloom.serve.metrics import Metrics
 from kvloom.serve.parts import Ask
-from kvloom.serve.service import PROMPTS_AT_ONCE, Service
+from kvloom.serve.service import PROMPTS_AT_ONCE, Service, salt_of
+from kvloom.store.key import ANYBODY
 
 from .fake_llm import FakeAsyncLLM
 
@@ -33,7 +34,7 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
 
 async def texts_of(service: Service, prompts: list[str]) -> dict[int, str]:
     texts = dict.fromkeys(range(len(prompts)), "")
-    tokens = [Ask(list(prompt.encode())) for prompt in prompts]
+    tokens = [Ask(list(prompt.encode()), ANYBODY) for prompt in prompts]
     async for prompt, chunk in service.generate(tokens, SamplingParams()):
         texts[prompt] += chunk.text
     return texts
@@ -56,7 +57,7 @@ def test_every_prompt_gets_its_own_chunks(count: int) -> None:
 def test_closing_cancels_every_prompt(count: int) -> None:
     async def scenario() -> None:
         llm = FakeAsyncLLM()
-        chunks = service_of(llm).generate([Ask([65, 66])] * count, SamplingParams())
+        chunks = service_of(llm).generate([Ask([65, 66], ANYBODY)] * count, SamplingParams())
         await anext(chunks)
         assert llm.live >= 1
         await chunks.aclose()
@@ -68,7 +69,9 @@ def test_closing_cancels_every_prompt(count: int) -> None:
 def test_a_consumer_that_waits_stops_the_engine() -> None:
     async def scenario() -> None:
         llm = FakeAsyncLLM()
-        chunks = service_of(llm).generate([Ask([65] * 100)] * 3, SamplingParams(max_tokens=100))
+        chunks = service_of(llm).generate(
+            [Ask([65] * 100, ANYBODY)] * 3, SamplingParams(max_tokens=100)
+        )
         await anext(chunks)
         for _ in range(200):
             await asyncio.sleep(0)
@@ -113,3 +116,10 @@ def test_the_model_goes_by_its_folder_or_the_given_name() -> None:
 
 def test_the_context_is_the_smaller_of_setting_and_model() -> None:
     assert service_of(FakeAsyncLLM(max_model_len=77)).max_model_len == 77
+
+
+def test_salts_of_different_keys_differ() -> None:
+    keys, salts = ["", "a" * 64, "b" * 64], [None, "x", "y", "x:y"]
+    found = [salt_of(key, salt) for key in keys for salt in salts]
+    assert found[0] is None
+    assert len(set(found)) == len(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import tempfile
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from threading import Event
 
@@ -22,6 +22,7 @@ from hypothesis.stateful import (
 
 from kvloom.store.disk import DiskStore
 from kvloom.store.files import stored_files
+from kvloom.store.prefix import find_prefix
 from kvloom.store.ram import RamStore
 from kvloom.store.remote import FileBucket, RemoteStore
 from kvloom.store.tiered import TieredStore
@@ -35,6 +36,23 @@ BUDGET = 2**20
 def tiers(folder: Path, budget: int = BUDGET) -> tuple[RamStore, DiskStore, RemoteStore]:
     remote = RemoteStore(FileBucket(str(folder / "remote")))
     return RamStore(budget), DiskStore(folder / "disk", budget), remote
+
+
+def test_what_is_far_is_looked_for_apart(tmp_path: Path) -> None:
+    ram, disk, remote = tiers(tmp_path)
+    near, far = make_chunk([1, 2, 3]), make_chunk([4, 5, 6])
+    disk.put(near)
+    remote.put(far)
+    with closing(TieredStore(ram, disk, remote)) as store:
+        for chunk, found_near in ((near, True), (far, False)):
+            place, tokens = chunk.key.place, chunk.tokens.tolist()
+            assert bool(store.near.continuations(place, tokens[0])) == found_near
+            assert [found.key for found in store.continuations(place, tokens[0])] == [chunk.key]
+            looked = store.find_far(place.fingerprint, tokens, place.tenant)
+            assert looked is not None
+            assert looked.result(10) == find_prefix(store, place.fingerprint, tokens, place.tenant)
+    assert store.find_far(near.key.fingerprint, [1], near.key.tenant) is None, "it is closed"
+    assert TieredStore(RamStore(BUDGET), disk).find_far(b"x", [1], "") is None
 
 
 class StoreMachine(RuleBasedStateMachine):

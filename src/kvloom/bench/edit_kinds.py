@@ -12,15 +12,14 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from kvloom import KvloomError, SamplingParams
-from kvloom.bench.edit_results import Outcome
+from kvloom.bench.case_kinds import EXACT, FIRST_TOKEN, in_all_ways
+from kvloom.bench.case_results import Outcome
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from kvloom import LLM, Document
 
-EXACT = "exact"
 _SELECTORS = ("mentions", "first", "random")
 
 
@@ -106,55 +105,33 @@ def measure(llm: LLM, case: Case, kinds: Sequence[Kind]) -> tuple[Outcome, ...]:
     Raises:
         KvloomError: the document, or the exact edit, cannot be computed.
     """
-    assert kinds[0].name == EXACT, "nothing to hold the other kinds against"
-    outcomes: list[Outcome] = []
-    full: Tensor | None = None
-    fell_back = False
+    found: list[tuple[Outcome, Tensor]] = []
     with closing(llm.document(list(case.old_tokens))) as old:
-        for kind in kinds:
-            if fell_back and kind.way == "replace":
+
+        def carry_out(kind: Kind) -> tuple[Outcome, Tensor]:
+            if kind.way == "replace" and any(outcome.fell_back for outcome, _ in found):
                 # kvloom does not approximate this edit: the rest would be the same work again.
-                outcomes.append(replace(outcomes[0], kind=kind.name, fell_back=True))
-                continue
-            try:
-                outcome, logits = _carry_out(llm, old, case, kind)
-            except KvloomError as error:
-                if full is None:
-                    raise
-                outcomes.append(Outcome(kind=kind.name, failure=str(error)))
-                continue
-            full = logits if full is None else full
-            fell_back = fell_back or outcome.fell_back
-            divergence, agreement = compare(full, logits)
-            outcomes.append(replace(outcome, divergence=divergence, agreement=agreement))
-    return tuple(outcomes)
+                outcome, logits = found[0]
+                return replace(outcome, kind=kind.name, fell_back=True), logits
+            found.append(_carry_out(llm, old, case, kind))
+            return found[-1]
 
-
-def compare(full: Tensor, logits: Tensor) -> tuple[float, float]:
-    """Return mean KL(full || other) in nats and the share of equal likeliest tokens.
-
-    Args:
-        full: fp32 logits (s, v).
-        logits: likewise.
-    """
-    reference, other = full.double().log_softmax(-1), logits.double().log_softmax(-1)
-    divergence = (reference.exp() * (reference - other)).sum(-1).clamp_min(0).mean()
-    agreement = (full.argmax(-1) == logits.argmax(-1)).double().mean()
-    return float(divergence), float(agreement)
+        return in_all_ways(kinds, carry_out)
 
 
 def _carry_out(llm: LLM, old: Document, case: Case, kind: Kind) -> tuple[Outcome, Tensor]:
     """Carry out one kind; return its outcome without comparison, and the logits (s, v)."""
     with closing(old.fork()) as document:
         begun = time.perf_counter()
-        rows, fell_back = _edit(llm, document, case, kind)
-        document.generate("", SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True))
+        rows, repaired, fell_back = _edit(llm, document, case, kind)
+        document.generate("", FIRST_TOKEN)
         first_token_s = time.perf_counter() - begun
         scores, logits = document.score(case.continuation, return_logits=True)
         other = -sum(document.score(case.other)) if case.other else None
     outcome = Outcome(
         kind=kind.name,
         rows=rows,
+        repaired=repaired,
         first_token_s=first_token_s,
         nll=-sum(scores),
         nll_other=other,
@@ -163,15 +140,15 @@ def _carry_out(llm: LLM, old: Document, case: Case, kind: Kind) -> tuple[Outcome
     return outcome, logits
 
 
-def _edit(llm: LLM, document: Document, case: Case, kind: Kind) -> tuple[int, bool]:
-    """Edit a document; return the rows that were run, and whether more was done than asked for."""
+def _edit(llm: LLM, document: Document, case: Case, kind: Kind) -> tuple[int, int, bool]:
+    """Edit a document; return rows run, old ones of them, and whether it was done exactly."""
     if kind.way == "ignore":
-        return 0, False
+        return 0, 0, False
     if kind.way == "drop":
         first, last = case.change
         document.truncate(first)
         document.append_tokens(list(case.new_tokens[first:last]))
-        return last - first, False
+        return last - first, 0, False
     receipt = document.replace(
         llm.retokenizer.text(case.new_tokens),
         fidelity=kind.fidelity,
@@ -179,4 +156,4 @@ def _edit(llm: LLM, document: Document, case: Case, kind: Kind) -> tuple[int, bo
         selector=kind.selector,
         baseline=kind.baseline,
     )
-    return receipt.recomputed, receipt.fidelity != kind.fidelity
+    return receipt.recomputed, receipt.repaired, receipt.fidelity != kind.fidelity

@@ -1,60 +1,46 @@
-"""The bench of edits: every edit in all ways, one after the other, resumed where it ended.
+"""The bench of edits: what is measured of each of them.
 
-Knows: the order of things, and what has been measured already.
-Does not know: how an edit is carried out, or how the report is shown.
+Knows: how a changed file becomes a case.
+Does not know: how an edit is carried out, or in which order edits are measured.
 """
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from datetime import datetime
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kvloom import KvloomError, RequestError
-from kvloom.bench.edit_kinds import Case, make_kinds, measure
+from kvloom import RequestError
+from kvloom.bench.case_run import Running, begin, run_cases
+from kvloom.bench.case_source import Source
+from kvloom.bench.edit_kinds import Case, Kind, make_kinds, measure
 from kvloom.bench.edit_places import PlaceRule, choose_places
 from kvloom.bench.edit_results import EditOptions, EditReport, EditResult
-from kvloom.bench.edit_source import CutEdit, FileEdit, Source
-from kvloom.bench.figures import BUSY_CORES
-from kvloom.bench.machine import describe_machine, other_cores, read_cpu, watch_idle
-from kvloom.bench.peers.wire import Progress
+from kvloom.bench.edit_source import CutEdit, FileEdit
 
 if TYPE_CHECKING:
     from kvloom import LLM
 
-_log = logging.getLogger(__name__)
+AnyEdit = FileEdit | CutEdit
 FILE_GROUP = "edits"
 
 
 def run_edits(
-    llm: LLM,
-    options: EditOptions,
-    source: Source,
-    *,
-    limit: int,
-    earlier: EditReport | None = None,
-    keep: Callable[[EditReport], None] = lambda report: None,
-    progress: Progress = lambda description, done, total: None,
+    llm: LLM, options: EditOptions, source: Source[AnyEdit], running: Running[EditReport]
 ) -> EditReport:
     """Measure edits until there are enough of them.
 
     Args:
-        llm: without prefix caching, else equal texts would answer for approximate ones.
+        llm: without prefix caching, else equal texts would answer for approximate ones, and
+            without repairs, else these would become exact.
         options: what is measured.
         source: the edits.
-        limit: edits in all, those of the earlier report included.
-        earlier: a report whose edits are not measured again.
-        keep: is given the report after every edit.
-        progress: is told about every edit.
+        running: how.
 
     Raises:
         RequestError: the earlier report is about something else, or there is no edit to measure.
     """
-    if llm.config.enable_prefix_caching:
-        raise RequestError("the bench of edits needs a model without prefix caching.")
+    kinds = make_kinds(options.shares)
+    fresh = begin(EditReport, llm, source.title, options, [kind.name for kind in kinds])
     longest, most = options.places.context + options.places.scored, llm.spec.max_positions
     if longest > most:
         raise RequestError(
@@ -62,102 +48,28 @@ def run_edits(
             "context.",
             param="context",
         )
-    run = _Run(llm, options, source, limit, earlier)
-    if (busy := watch_idle()) > BUSY_CORES:
-        _log.warning("other processes keep %.1f cores busy; times will be doubtful", busy)
-    try:
-        for report in run.reports(progress):
-            keep(report)
-    except KeyboardInterrupt:
-        run.report = replace(run.report, interrupted=True)
-        keep(run.report)
-    if not run.report.results and not run.report.interrupted:
-        reasons = ", ".join(sorted(set(run.report.skipped.values()))) or "there is none"
-        raise RequestError(f"{source.title} gives no edit to measure: {reasons}.")
-    return run.report
+
+    def measured(edit: AnyEdit) -> EditResult | str:
+        if isinstance(edit, FileEdit):
+            case = file_case(llm, edit, options.places)
+        else:
+            case = cut_case(llm, edit, options.places)
+        return case if isinstance(case, str) else _result(llm, case, kinds)
+
+    return run_cases(fresh, source.cases, measured, running)
 
 
-@dataclass(slots=True)
-class _Clock:
-    """Seconds of all runs."""
-
-    before_s: float
-    begun: float
-
-    @property
-    def total_s(self) -> float:
-        return self.before_s + time.perf_counter() - self.begun
-
-
-class _Run:
-    """One run, and the report so far."""
-
-    def __init__(
-        self,
-        llm: LLM,
-        options: EditOptions,
-        source: Source,
-        limit: int,
-        earlier: EditReport | None,
-    ) -> None:
-        self._llm, self._source, self._limit = llm, source, limit
-        self._kinds = make_kinds(options.shares)
-        fresh = EditReport(
-            started_at=datetime.now().astimezone().isoformat(timespec="seconds"),
-            duration_s=0.0,
-            source=source.title,
-            options=options,
-            model=llm.passport.fingerprint.hex(),
-            machine=describe_machine(),
-            kinds=tuple(kind.name for kind in self._kinds),
-        )
-        self.report = fresh if earlier is None else _gone_on_with(earlier, fresh)
-        self._clock = _Clock(self.report.duration_s, time.perf_counter())
-
-    def reports(self, progress: Progress) -> Iterator[EditReport]:
-        """Measure what is left, and yield the report after every edit."""
-        known = {result.name for result in self.report.results} | self.report.skipped.keys()
-        for edit in self._source.edits:
-            done = len(self.report.results)
-            if done >= self._limit:
-                break
-            if edit.name in known:
-                continue
-            progress(f"Edit {done + 1} of at most {self._limit}", done, self._limit)
-            outcome = self._measure(edit)
-            if isinstance(outcome, str):
-                skipped = {**self.report.skipped, edit.name: outcome}
-                self.report = replace(self.report, skipped=skipped)
-            else:
-                self.report = replace(self.report, results=(*self.report.results, outcome))
-            self.report = replace(self.report, duration_s=self._clock.total_s)
-            yield self.report
-
-    def _measure(self, edit: FileEdit | CutEdit) -> EditResult | str:
-        """Return an edit's result, or why it has none."""
-        rule = self.report.options.places
-        case = file_case(self._llm, edit, rule) if isinstance(edit, FileEdit) else None
-        if isinstance(edit, CutEdit):
-            case = cut_case(self._llm, edit, rule)
-        if isinstance(case, str):
-            return case
-        assert case is not None
-        before = read_cpu()
-        try:
-            outcomes = measure(self._llm, case, self._kinds)
-        except KvloomError as error:
-            return str(error)
-        return EditResult(
-            name=case.name,
-            group=case.group,
-            tokens=len(case.new_tokens),
-            first_change=case.change[0],
-            hunks=case.hunks,
-            cut=case.cut,
-            scored=len(self._llm.tokenizer.encode(case.continuation, add_special_tokens=False)),
-            outcomes=outcomes,
-            other_cores=other_cores(before, read_cpu()),
-        )
+def _result(llm: LLM, case: Case, kinds: Sequence[Kind]) -> EditResult:
+    return EditResult(
+        name=case.name,
+        group=case.group,
+        tokens=len(case.new_tokens),
+        first_change=case.change[0],
+        hunks=case.hunks,
+        cut=case.cut,
+        scored=len(llm.tokenizer.encode(case.continuation, add_special_tokens=False)),
+        outcomes=measure(llm, case, kinds),
+    )
 
 
 def file_case(llm: LLM, edit: FileEdit, rule: PlaceRule) -> Case | str:
@@ -205,19 +117,3 @@ def cut_case(llm: LLM, edit: CutEdit, rule: PlaceRule) -> Case | str:
         other=edit.other,
         hunks=len(replaced),
     )
-
-
-def _gone_on_with(earlier: EditReport, fresh: EditReport) -> EditReport:
-    """Return an earlier report to be gone on with.
-
-    Raises:
-        RequestError: it is about something else.
-    """
-    for what in ("source", "options", "kinds", "model"):
-        then, now = getattr(earlier, what), getattr(fresh, what)
-        if then != now:
-            raise RequestError(
-                f"The report there is of another run: its {what} is {then}, and now it is {now}. "
-                "Name another file, or remove it."
-            )
-    return replace(earlier, machine=fresh.machine, interrupted=False)

@@ -1,19 +1,19 @@
 """Where edits come from: a git repository's commits, a file of JSON lines, or made ones.
 
-Knows: git's output, and what counts as text.
+Knows: git's output, and which files are too large.
 Does not know: tokens, models, or what is measured on an edit.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvloom import RequestError
+from kvloom.bench.case_source import json_lines, plain_text
 
 _LARGEST_BYTES = 200_000
 """Larger files are data or generated."""
@@ -55,19 +55,6 @@ class CutEdit:
     other: str
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Edits with the name of where they come from.
-
-    Attributes:
-        title: for people; reports of another one are not gone on with.
-        edits: each with a name of its own.
-    """
-
-    title: str
-    edits: Iterable[FileEdit | CutEdit]
-
-
 def git_edits(repository: Path) -> Iterator[FileEdit]:
     """Yield the changes of text files in a repository's commits, newest first, merges left out.
 
@@ -106,23 +93,14 @@ def read_edits(file: Path) -> Iterator[FileEdit]:
     Raises:
         RequestError: a line is no such object; the message names it.
     """
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise RequestError(
-                f"{file.name}, line {number}, is no JSON ({error}); give one object a line."
-            ) from error
-        row = row if isinstance(row, dict) else {}
+    for place, row in json_lines(file):
         before, after = row.get("before"), row.get("after")
         if not isinstance(before, str) or not isinstance(after, str):
             raise RequestError(
-                f"{file.name}, line {number}, is no edit; give an object whose `before` and "
+                f"{file.name}, {place}, is no edit; give an object whose `before` and "
                 "`after` are texts."
             )
-        yield FileEdit(str(row.get("id", f"line {number}")), before, after)
+        yield FileEdit(str(row.get("id", place)), before, after)
 
 
 def _text(repository: Path, blob: str) -> str | None:
@@ -130,11 +108,7 @@ def _text(repository: Path, blob: str) -> str | None:
     size = int(_git(repository, "cat-file", "-s", blob))
     if size > _LARGEST_BYTES:
         return None
-    data = _git(repository, "cat-file", "blob", blob)
-    try:
-        return None if b"\0" in data else data.decode()
-    except UnicodeDecodeError:
-        return None
+    return plain_text(_git(repository, "cat-file", "blob", blob))
 
 
 def _git(repository: Path, *arguments: str) -> bytes:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kvloom.cli.bench_cases import INTERRUPTED
 from kvloom.cli.bench_chain import chain
 from kvloom.cli.bench_edit import edit
 from kvloom.cli.bench_options import check_files, chosen_formats
+from kvloom.cli.bench_reuse import reuse
 from kvloom.cli.flatten import flatten
 from kvloom.cli.peers import make_peers
 from kvloom.cli.progress import PlainLines
@@ -30,15 +32,15 @@ if TYPE_CHECKING:
     from kvloom.bench.results import SpeedOptions
 
 
-_INTERRUPTED = 130  # what a shell says of a program that an interrupt ended
-
-
 def make_bench() -> typer.Typer:
     """Return the group of commands."""
-    bench = typer.Typer(help="Measure speed, and the price of edits.", no_args_is_help=True)
+    bench = typer.Typer(
+        help="Measure speed, and the price of edits and joins.", no_args_is_help=True
+    )
     bench.command("speed")(flatten(speed))
     bench.command("edit")(flatten(edit))
     bench.command("chain")(flatten(chain))
+    bench.command("reuse")(flatten(reuse))
     bench.add_typer(make_peers(), name="peers")
     return bench
 
@@ -144,7 +146,7 @@ def speed(
 
         draw(report, picture)
     if report.interrupted:
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
     if any(result.measurements[0].failure for result in report.results):
         raise typer.Exit(1)
 

@@ -44,6 +44,8 @@ class ModelOptions:
     def settings(self) -> dict[str, Any]:
         """Return the keyword arguments of `LLM`."""
         settings: dict[str, Any] = {"dtype": self.dtype, "kv_memory": self.kv_memory}
+        # Exact documents would answer for the equal text of approximate ones.
+        settings |= {"enable_prefix_caching": False, "repair_when_idle": False}
         settings |= chosen_formats(self.quantization, self.kv_dtype)
         return settings if self.threads is None else settings | {"threads": self.threads}
 
@@ -69,8 +71,7 @@ def chain(
         options = ChainOptions(
             model=run.model, edits=edits, context=context, seed=seed, settings=settings
         )
-        # Exact documents would answer for the equal text of approximate ones.
-        with LLM(run.model, enable_prefix_caching=False, progress=progress, **settings) as llm:
+        with LLM(run.model, progress=progress, **settings) as llm:
             report = run_chain(llm, options, progress)
 
     from kvloom.bench.chain_show import render, report_json

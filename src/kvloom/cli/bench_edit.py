@@ -8,27 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvloom.cli.bench_options import check_files, chosen_formats
-from kvloom.cli.progress import long_work
-from kvloom.cli.settings import (
-    DTypeOption,
-    KVDTypeOption,
-    ModelOption,
-    QuantizationOption,
-    ThreadsOption,
-    size,
-)
-from kvloom.cli.terminal import Terminal
+from kvloom.cli.bench_cases import EngineChoice, FileOptions, read_shares, run_bench
 
 if TYPE_CHECKING:
+    from kvloom import LLM
+    from kvloom.bench.case_run import Running
+    from kvloom.bench.case_source import Source
     from kvloom.bench.edit_results import EditOptions, EditReport
-    from kvloom.bench.edit_source import Source
-
-_INTERRUPTED = 130  # what a shell says of a program that an interrupt ended
+    from kvloom.bench.edit_run import AnyEdit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,15 +46,16 @@ class SourceOptions:
         typer.Option("--rename", help="Names of the standard library, renamed before their use."),
     ] = False
 
-    def source(self) -> Source:
+    def source(self) -> Source[AnyEdit]:
         """Return the edits.
 
         Raises:
             RequestError: git fails.
             BadParameter: options contradict each other.
         """
+        from kvloom.bench.case_source import Source
         from kvloom.bench.edit_made import library_edits, rename_edits
-        from kvloom.bench.edit_source import Source, checkout_around, git_edits, read_edits
+        from kvloom.bench.edit_source import checkout_around, git_edits, read_edits
 
         if sum((self.repo is not None, self.edits is not None, self.rename)) > 1:
             raise typer.BadParameter(
@@ -83,17 +75,6 @@ class SourceOptions:
 class MeasureOptions:
     """What is measured of every edit."""
 
-    model: ModelOption = "default"
-    dtype: DTypeOption = "auto"
-    quantization: QuantizationOption = "auto"
-    kv_dtype: KVDTypeOption = "auto"
-    threads: ThreadsOption = None
-    kv_memory: Annotated[
-        int,
-        typer.Option(
-            parser=size, metavar="SIZE", show_default="2GiB", help="KV memory, such as 512MiB."
-        ),
-    ] = 2 * 2**30
     behind: Annotated[
         int, typer.Option(help="Unchanged tokens between the last change and what is scored.")
     ] = 20
@@ -106,7 +87,7 @@ class MeasureOptions:
         typer.Option(help="Shares of the stale rows that are computed again, with commas."),
     ] = "0.05,0.15,0.3"
 
-    def options(self) -> EditOptions:
+    def options(self, engine: EngineChoice) -> EditOptions:
         """Return what is measured.
 
         Raises:
@@ -116,78 +97,30 @@ class MeasureOptions:
         from kvloom.bench.edit_places import PlaceRule
         from kvloom.bench.edit_results import EditOptions
 
-        try:
-            shares = tuple(float(share) for share in self.shares.split(","))
-        except ValueError as error:
-            raise typer.BadParameter(f"--shares: {error}; give 0.05,0.15 or the like.") from error
-        settings: dict[str, Any] = {"dtype": self.dtype, "kv_memory": self.kv_memory}
-        settings |= chosen_formats(self.quantization, self.kv_dtype)
-        if self.threads is not None:
-            settings["threads"] = self.threads
         return EditOptions(
-            model=self.model,
+            model=engine.model,
             places=PlaceRule(self.behind, self.scored, self.context),
-            shares=shares,
-            settings=settings,
+            shares=read_shares(self.shares),
+            settings=engine.settings(),
         )
 
 
 def edit(
     *,
     where: SourceOptions,
+    engine: EngineChoice,
     what: MeasureOptions,
     limit: Annotated[int, typer.Option(min=1, help="Edits in all.")] = 150,
-    json_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--json",
-            dir_okay=False,
-            help="Keep the report in this file; what it holds already is not measured again.",
-        ),
-    ] = None,
-    picture: Annotated[
-        Path | None,
-        typer.Option(dir_okay=False, help="Draw error against cost into this .svg or .png file."),
-    ] = None,
+    files: FileOptions,
 ) -> None:
     """Measure edits done exactly, repaired, shifted and worse: time, rows and the error made."""
-    check_files(json_file, picture)
-    source, options = where.source(), what.options()
-    terminal = Terminal()
-    report = _run(source, options, limit, json_file, terminal)
+    files.check()
+    source, options = where.source(), what.options(engine)
 
-    from kvloom.bench.edit_show import render
+    from kvloom.bench.edit_run import run_edits
+    from kvloom.bench.edit_show import EDITS
 
-    terminal.results.print(render(report))
-    if picture is not None:
-        from kvloom.bench.edit_picture import draw
+    def run(llm: LLM, running: Running[EditReport]) -> EditReport:
+        return run_edits(llm, options, source, running)
 
-        draw(report, picture)
-    if report.interrupted:
-        raise typer.Exit(_INTERRUPTED)
-
-
-def _run(
-    source: Source, options: EditOptions, limit: int, json_file: Path | None, terminal: Terminal
-) -> EditReport:
-    from kvloom.bench.edit_results import load, save
-    from kvloom.bench.edit_show import report_json
-
-    earlier = load(json_file) if json_file is not None and json_file.exists() else None
-    if earlier is not None:
-        terminal.messages.print(f"{len(earlier.results)} edits are in {json_file} already.")
-
-    def keep(report: EditReport) -> None:
-        if json_file is not None:
-            save(report_json(report), json_file)
-
-    with long_work(terminal.messages, "Starting", "Preparing the model") as progress:
-        from kvloom import LLM
-        from kvloom.bench.edit_run import run_edits
-
-        settings: dict[str, Any] = {**options.settings, "progress": progress}
-        # Exact documents would answer for the equal text of approximate ones.
-        with LLM(options.model, enable_prefix_caching=False, **settings) as llm:
-            return run_edits(
-                llm, options, source, limit=limit, earlier=earlier, keep=keep, progress=progress
-            )
+    run_bench(EDITS, options, limit, files, run)

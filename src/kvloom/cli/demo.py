@@ -194,6 +194,7 @@ def _started(
 
         settings = options.settings(progress)
         settings["store"] = StoreSettings(folder=folder)
+        settings["repair_when_idle"] = False  # it shows what edits cost and leave behind
         return LLM(model, **settings)
 
 

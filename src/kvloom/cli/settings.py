@@ -124,7 +124,13 @@ class EngineOptions(LoadOptions):
             "--prefix-caching/--no-prefix-caching", help="Reuse the KV of equal beginnings."
         ),
     ] = True
-
+    repair_when_idle: Annotated[
+        bool,
+        typer.Option(
+            "--repair-when-idle/--no-repair-when-idle",
+            help="Make edited documents exact while nothing else runs.",
+        ),
+    ] = True
     store: StoreOption = None
     no_store: Annotated[
         bool,
@@ -156,6 +162,7 @@ class EngineOptions(LoadOptions):
             "kv_memory": self.kv_memory,
             "max_model_len": self.max_model_len,
             "enable_prefix_caching": self.prefix_caching,
+            "repair_when_idle": self.repair_when_idle,
             "store": kept if self.prefix_caching and not self.no_store else None,
         }
 

@@ -10,6 +10,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import TypeVar, Unpack
 
 from kvloom.engine.assembly import Settings, assemble, launch
@@ -18,10 +19,13 @@ from kvloom.engine.batch import Batch, chunk_or_raise
 from kvloom.engine.document import make_document
 from kvloom.engine.engine import Engine
 from kvloom.engine.fidelity import REPAIRED_SHARE
+from kvloom.engine.joining import TokenPart
 from kvloom.engine.loop import EngineLoop, Mailbox, Submission
-from kvloom.engine.parts import Chunk, join_parts
+from kvloom.engine.parts import Chunk, join_parts, join_tokens
 from kvloom.engine.prompts import Messages, Prompt, as_chats, as_params, as_prompts, tokenize
 from kvloom.engine.request import Event
+from kvloom.engine.stored import AsyncStore, store_of
+from kvloom.engine.tenants import tenant_of
 from kvloom.errors import CapacityError
 from kvloom.kv.doc import KVDoc
 from kvloom.outputs import EngineStats, Fidelity, RequestOutput, StreamChunk
@@ -41,6 +45,7 @@ class AsyncLLM:
         spec: what the probe found out about the model.
         passport: digests and formats that every cached token depends on.
         config: settings of the engine.
+        store: what is kept beyond the process; None if nothing is.
     """
 
     def __init__(self, model: str = "default", **settings: Unpack[Settings]) -> None:
@@ -52,12 +57,16 @@ class AsyncLLM:
         self.spec = assembly.spec
         self.passport = assembly.passport
         self.config = assembly.config
+        store = store_of(assembly.engine, self._loop)
+        self.store = None if store is None else AsyncStore(store)
         self._stop = weakref.finalize(self, self._loop.stop)
 
     async def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        cache_salt: str | None = None,
     ) -> list[RequestOutput]:
         """Complete one or many prompts; the results keep their order.
 
@@ -65,21 +74,24 @@ class AsyncLLM:
             RequestError: a prompt or its parameters are wrong.
             CapacityError: the queue is full of others' requests, or a prompt cannot be held.
         """
-        asked = as_prompts(prompts)
-        return await self._run([tokenize(self.tokenizer, p) for p in asked], params)
+        asked = [tokenize(self.tokenizer, prompt) for prompt in as_prompts(prompts)]
+        return await self._run(asked, params, cache_salt)
 
     async def chat(
         self,
         messages: Messages | Sequence[Messages],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        cache_salt: str | None = None,
     ) -> list[RequestOutput]:
         """Answer one or many chats."""
         chats = [self.tokenizer.render_chat(chat) for chat in as_chats(messages)]
         encode = self.tokenizer.encode
-        return await self._run([(t, encode(t, add_special_tokens=False)) for t in chats], params)
+        asked = [(text, encode(text, add_special_tokens=False)) for text in chats]
+        return await self._run(asked, params, cache_salt)
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None
+        self, prompt: Prompt, params: SamplingParams | None = None, *, cache_salt: str | None = None
     ) -> AsyncIterator[StreamChunk]:
         """Yield what every step adds; closing the iterator or cancelling its task cancels it.
 
@@ -87,21 +99,27 @@ class AsyncLLM:
             RequestError: the prompt or its parameters are wrong; raised at the first chunk.
             CapacityError: too many requests wait, or the prompt cannot be held.
         """
-        return self.stream_tokens(tokenize(self.tokenizer, prompt)[1], params or SamplingParams())
+        tokens, tenant = tokenize(self.tokenizer, prompt)[1], tenant_of(cache_salt)
+        return self.stream_tokens(tokens, params or SamplingParams(), tenant=tenant)
 
     def stream_chat(
-        self, messages: Messages, params: SamplingParams | None = None
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        cache_salt: str | None = None,
     ) -> AsyncIterator[StreamChunk]:
         """Yield what every step adds to the answer to a chat."""
-        return self.stream_tokens(self.tokenizer.chat_tokens(messages), params or SamplingParams())
+        tokens, tenant = self.tokenizer.chat_tokens(messages), tenant_of(cache_salt)
+        return self.stream_tokens(tokens, params or SamplingParams(), tenant=tenant)
 
-    async def document(self, text: Prompt) -> AsyncDocument:
+    async def document(self, text: Prompt, *, cache_salt: str | None = None) -> AsyncDocument:
         """Return a document of this text whose KV is computed and kept.
 
         Raises:
             RequestError: the text is longer than the model's context or the KV memory.
         """
-        return AsyncDocument(self, await asyncio.to_thread(make_document, self, text))
+        return AsyncDocument(self, await asyncio.to_thread(make_document, self, text, cache_salt))
 
     async def join(
         self,
@@ -110,6 +128,7 @@ class AsyncLLM:
         fidelity: Fidelity = "exact",
         share: float = REPAIRED_SHARE,
         planner: str = "blend",
+        cache_salt: str | None = None,
     ) -> AsyncDocument:
         """Return a document of parts, whose chunks' KV is computed once and used at any place.
 
@@ -121,10 +140,29 @@ class AsyncLLM:
                 it does not show what the planner must know.
             CapacityError: the KV memory cannot hold the parts.
         """
-        joined = await asyncio.to_thread(
-            join_parts, self, parts, fidelity=fidelity, share=share, planner=planner
-        )
-        return AsyncDocument(self, joined)
+        join = partial(join_parts, self, parts, fidelity=fidelity, share=share, planner=planner)
+        return AsyncDocument(self, await asyncio.to_thread(join, cache_salt=cache_salt))
+
+    async def join_tokens(
+        self,
+        parts: Sequence[TokenPart],
+        *,
+        fidelity: Fidelity = "exact",
+        share: float = REPAIRED_SHARE,
+        planner: str = "blend",
+        tenant: str,
+    ) -> AsyncDocument:
+        """Return a document of parts in tokens, which may bring KV along.
+
+        See `kvloom.engine.parts.join_tokens`.
+
+        Raises:
+            RequestError: the parts hold no tokens, or a setting is out of range.
+            UnsupportedModelError: as `join` has it.
+            CapacityError: the KV memory cannot hold the parts.
+        """
+        join = partial(join_tokens, self, parts, fidelity=fidelity, share=share, planner=planner)
+        return AsyncDocument(self, await asyncio.to_thread(join, tenant=tenant))
 
     async def stats(self) -> EngineStats:
         """Return counters and gauges since the start."""
@@ -146,12 +184,15 @@ class AsyncLLM:
         base: KVDoc | None = None,
         *,
         exact_only: bool = False,
+        tenant: str,
     ) -> AsyncIterator[StreamChunk]:
         """Yield what every step adds behind these tokens, which may start with a document's KV."""
         inbox: asyncio.Queue[Event] = asyncio.Queue()
-        (request_id,) = await self._submit(
-            [lambda engine: engine.submit(tokens, params, base=base, exact_only=exact_only)], inbox
-        )
+
+        def submit(engine: Engine) -> str:
+            return engine.submit(tokens, params, base=base, exact_only=exact_only, tenant=tenant)
+
+        (request_id,) = await self._submit([submit], inbox)
         try:
             while True:
                 chunk = chunk_or_raise(await inbox.get())
@@ -175,10 +216,11 @@ class AsyncLLM:
         self,
         asked: Sequence[tuple[str | None, list[int]]],
         params: SamplingParams | Sequence[SamplingParams] | None,
+        cache_salt: str | None,
     ) -> list[RequestOutput]:
         """Run prompts together; more than may wait are submitted as others end."""
         inbox: asyncio.Queue[Event] = asyncio.Queue()
-        batch = Batch(asked, as_params(params, len(asked)))
+        batch = Batch(asked, as_params(params, len(asked)), tenant_of(cache_salt))
         try:
             while not batch.done:
                 await self._submit_more(batch, inbox)

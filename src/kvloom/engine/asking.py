@@ -26,7 +26,7 @@ class Wishes:
     Attributes:
         base: a document whose KV the prompt may start with.
         exact_only: take of it what equals a fresh prefill, and no more.
-        tenant: whose stored KV may answer, as `hash_tenant` gives it.
+        tenant: whose KV may answer, and whose this becomes, as `hash_tenant` gives it.
         score_from: score the prompt's tokens behind this row; None scores none.
         keep_logits: give the logits of the scored rows as well.
         storable: whether the prompt may be stored as others are.

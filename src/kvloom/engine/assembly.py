@@ -46,6 +46,8 @@ class Settings(TypedDict, total=False):
         kv_memory: bytes of KV, as a number or a text such as `"2GiB"` (the default).
         max_model_len: tokens a document may grow to; None takes the model's own limit.
         enable_prefix_caching: reuse the KV of equal token prefixes; on by default.
+        repair_when_idle: make documents that are not exact so while nothing else runs; on by
+            default. Whoever compares approximations switches it off.
         step_tokens: rows one forward pass runs at most.
         max_running: sequences that run at once.
         max_waiting: requests that may wait.
@@ -63,6 +65,7 @@ class Settings(TypedDict, total=False):
     kv_memory: int | str
     max_model_len: int | None
     enable_prefix_caching: bool
+    repair_when_idle: bool
     step_tokens: int
     max_running: int
     max_waiting: int
@@ -191,6 +194,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         max_running=settings.get("max_running", 64),
         max_waiting=settings.get("max_waiting", 1024),
         enable_prefix_caching=settings.get("enable_prefix_caching", True),
+        repair_when_idle=settings.get("repair_when_idle", True),
     )
 
 

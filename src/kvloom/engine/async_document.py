@@ -50,6 +50,16 @@ class AsyncDocument:
         return self._document.text
 
     @property
+    def tenant(self) -> str:
+        """Digest of whose KV it is; what is computed for it answers nobody else."""
+        return self._document.tenant
+
+    @property
+    def receipt(self) -> EditReceipt | None:
+        """What the last edit, or the joining of its parts, did to its KV; None for neither."""
+        return self._document.receipt
+
+    @property
     def nbytes(self) -> Awaitable[int]:
         """Bytes of the blocks that hold the document's KV now; to be awaited."""
         return asyncio.to_thread(lambda: self._document.nbytes)
@@ -174,8 +184,7 @@ class AsyncDocument:
         params = params or SamplingParams()
         tokens = self._document.with_question(question)
         collector = Collector(None, tokens, logprobs_wanted=params.logprobs is not None)
-        chunks = self._llm.stream_tokens(tokens, params, self.kv, exact_only=exact_only)
-        async for chunk in chunks:
+        async for chunk in self._stream(tokens, params, exact_only):
             collector.feed(chunk)
         return collector.output()
 
@@ -188,8 +197,7 @@ class AsyncDocument:
     ) -> AsyncIterator[StreamChunk]:
         """Yield the completion of the document followed by a question, step by step."""
         tokens = self._document.with_question(question)
-        params = params or SamplingParams()
-        return self._llm.stream_tokens(tokens, params, self.kv, exact_only=exact_only)
+        return self._stream(tokens, params or SamplingParams(), exact_only)
 
     @overload
     async def score(self, text: str, *, return_logits: Literal[False] = False) -> list[float]: ...
@@ -217,6 +225,12 @@ class AsyncDocument:
     def kv(self) -> KVDoc:
         """The document's KV; only the engine's thread may touch it."""
         return self._document.kv
+
+    def _stream(
+        self, tokens: list[int], params: SamplingParams, exact_only: bool
+    ) -> AsyncIterator[StreamChunk]:
+        kv, tenant = self.kv, self.tenant
+        return self._llm.stream_tokens(tokens, params, kv, exact_only=exact_only, tenant=tenant)
 
     async def _change(self, work: Callable[[], T]) -> T:
         """Run a change on a thread when those before it are over."""

@@ -26,16 +26,18 @@ class Batch:
         self,
         asked: Sequence[tuple[str | None, list[int]]],
         params: Sequence[SamplingParams],
+        tenant: str,
     ) -> None:
         """Begin with nothing submitted.
 
         Args:
             asked: text, if it was one, and token ids of every prompt.
             params: one per prompt.
+            tenant: whose KV may answer, and whose this becomes.
         """
         pairs = list(zip(asked, params, strict=True))
         self._submissions: list[Submission] = [
-            partial(_submit, tokens, wanted) for (_, tokens), wanted in pairs
+            partial(_submit, tokens, wanted, tenant) for (_, tokens), wanted in pairs
         ]
         self._collectors = [
             Collector(text, tokens, logprobs_wanted=wanted.logprobs is not None)
@@ -99,5 +101,5 @@ def chunk_or_raise(event: Event) -> StreamChunk:
     return event
 
 
-def _submit(tokens: list[int], params: SamplingParams, engine: Engine) -> str:
-    return engine.submit(tokens, params)
+def _submit(tokens: list[int], params: SamplingParams, tenant: str, engine: Engine) -> str:
+    return engine.submit(tokens, params, tenant=tenant)

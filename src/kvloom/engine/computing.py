@@ -64,8 +64,8 @@ def compute(
     tokens: list[int],
     base: KVDoc | None = None,
     *,
+    tenant: str,
     exact_only: bool = False,
-    tenant: str = "",
     storable: bool = True,
     score_from: int | None = None,
     keep_logits: bool = False,
@@ -76,8 +76,8 @@ def compute(
         loop: runs it.
         tokens: at least one.
         base: a document whose KV may be taken; None for none.
+        tenant: whose KV may answer besides, and whose this becomes.
         exact_only: take of it what equals a fresh prefill, and no more.
-        tenant: whose stored KV may answer, as `hash_tenant` gives it.
         storable: store the KV when there is time.
         score_from: score the tokens behind this row.
         keep_logits: give the logits of the scored rows as well.
@@ -144,9 +144,9 @@ def _repair(loop: EngineLoop, doc: KVDoc, begin: Callable[[Engine], str]) -> Rep
 
 
 def carry_out(
-    loop: EngineLoop, doc: KVDoc, plan: EditPlan, baseline: Baseline | None = None
+    loop: EngineLoop, doc: KVDoc, plan: EditPlan, baseline: Baseline | None = None, *, tenant: str
 ) -> tuple[KVDoc, int]:
-    """Return the document that a plan makes of another one, and how many rows were run.
+    """Return a tenant's document that a plan makes of another one, and how many rows were run.
 
     The other one stays as it is, and may not be forgotten meanwhile, nor may what the plan takes.
     Parts are added from left to right, so that computed rows see what stands before them. What is
@@ -166,7 +166,8 @@ def carry_out(
             ):
                 continue
             with kept(loop, built):
-                computed = compute(loop, tokens[: place + part.length], built)
+                stop = place + part.length
+                computed = compute(loop, tokens[:stop], built, tenant=tenant)
             loop.abandon(built)
             built, rows = computed.doc, rows + computed.usage.computed_tokens
     except BaseException:

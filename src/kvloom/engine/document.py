@@ -1,46 +1,29 @@
-"""`Document`: a text whose KV is kept, grown, cut, forked and asked.
+"""`Document`: a text whose KV is kept, and kept as far as it can be when the text is edited.
 
-Knows: the document's tokens, and the KV that is kept of them.
-Does not know: how KV is computed. KV that was forgotten for lack of room is computed again.
+Knows: what is asked of an edit, and in which order it is carried out.
+Does not know: how KV is computed.
 """
 
 from __future__ import annotations
 
 import time
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, TypeVar, overload
+from typing import TYPE_CHECKING
 
-from kvloom.engine.collect import Collector
-from kvloom.engine.computing import (
-    call,
-    carry_out,
-    compute,
-    document_of,
-    forked,
-    repair,
-)
+from kvloom.engine.computing import carry_out, document_of, forked, repair
 from kvloom.engine.engine import Engine
 from kvloom.engine.fidelity import REPAIRED_SHARE, SINK_TOKENS, Approximation, check_edit
+from kvloom.engine.kept_text import KeptText
 from kvloom.engine.prompts import Prompt, tokenize
-from kvloom.engine.request import Computed
-from kvloom.engine.streams import stream_tokens
+from kvloom.engine.tenants import tenant_of
 from kvloom.errors import RequestError
 from kvloom.kv.doc import KVDoc
-from kvloom.kv.edit import Transplant, Truncate
-from kvloom.kv.inspection import deviation, layout_of
+from kvloom.kv.edit import Transplant
+from kvloom.kv.inspection import deviation
 from kvloom.kv.plan import EditPlan, require_movable
 from kvloom.kv.span import cut
-from kvloom.outputs import (
-    DocumentLayout,
-    EditReceipt,
-    Fidelity,
-    Provenance,
-    RequestOutput,
-    StreamChunk,
-)
-from kvloom.params import SamplingParams
+from kvloom.outputs import EditReceipt, Fidelity
 from kvloom.reuse.edit_series import TextEdit, edit_series
 from kvloom.reuse.mentions import mentions
 from kvloom.reuse.repair import RepairReceipt
@@ -48,14 +31,10 @@ from kvloom.reuse.retokenize import TokenEdit
 from kvloom.reuse.text_range import LineColumn
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from kvloom.engine.host import Host
 
-T = TypeVar("T")
 
-
-class Document:
+class Document(KeptText):
     """A text and its KV; made by `LLM.document`.
 
     Text is tokenised piece by piece: what is appended never merges with the tokens before it.
@@ -63,82 +42,6 @@ class Document:
     Attributes:
         receipt: of the last edit, or of the parts it was joined from; None for neither.
     """
-
-    def __init__(
-        self,
-        llm: Host,
-        tokens: list[int] | None = None,
-        kv: KVDoc | None = None,
-        receipt: EditReceipt | None = None,
-    ) -> None:
-        self._llm = llm
-        self.receipt = receipt
-        self._tokens = list(tokens or ())
-        self._own(document_of(llm.loop, Engine.new_document) if kv is None else kv)
-
-    @property
-    def tokens(self) -> list[int]:
-        """Token ids of the whole text."""
-        return list(self._tokens)
-
-    @property
-    def text(self) -> str:
-        """The whole text."""
-        return self._llm.tokenizer.decode(self._tokens, skip_special_tokens=False)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the blocks that hold the document's KV now."""
-        return self._call(lambda _: self._kv.nbytes)
-
-    @property
-    def layout(self) -> DocumentLayout:
-        """How the document's KV lies in memory now."""
-        return self._call(lambda _: layout_of(self._kv))
-
-    @property
-    def provenance(self) -> Provenance:
-        """Return tokens by state; `forgotten` ones are computed again when they are needed."""
-        known, length = self._call(lambda _: (self._kv.provenance(), self._kv.length))
-        forgotten = len(self._tokens) - length
-        if forgotten == 0:
-            return known
-        return Provenance({**known.tokens, "forgotten": forgotten}, known.nbytes)
-
-    def append(self, text: str) -> None:
-        """Add text at the end and compute its KV.
-
-        Raises:
-            RequestError: the document would outgrow the model's context or the KV memory.
-        """
-        self.append_tokens(self._encode(text))
-
-    def append_tokens(self, tokens: list[int]) -> None:
-        """Add tokens at the end and compute their KV."""
-        if not tokens:
-            return
-        grown = [*self._tokens, *tokens]
-        self._become(grown, self._compute(grown).doc)
-
-    def truncate(self, length: int) -> None:
-        """Keep the first `length` tokens.
-
-        Raises:
-            RequestError: the document is not that long.
-        """
-        if not isinstance(length, int) or not 0 <= length <= len(self._tokens):
-            raise RequestError(
-                f"The document has {len(self._tokens)} tokens and cannot be cut to {length!r}; "
-                f"give a length from 0 to {len(self._tokens)}.",
-                param="length",
-            )
-
-        def cut(_: Engine) -> None:
-            plan = self._kv.apply(Truncate(min(length, self._kv.length)))
-            self._kv.truncate(plan.kept_prefix)
-
-        self._call(cut)
-        del self._tokens[length:]
 
     def edit(
         self,
@@ -226,6 +129,25 @@ class Document:
         found = self._llm.retokenizer.replace_text(self._tokens, text)
         return self._edit(found, wanted, begun)
 
+    def deviation(self, other: Document, layer: int = 0) -> tuple[float, float]:
+        """Return how far keys and values of a layer are from another document's of equal tokens.
+
+        Keys are compared where they stand now. Each is the largest difference, as a share of the
+        other's largest number.
+
+        Raises:
+            RequestError: the tokens differ, there are none, or the model has no such layer.
+        """
+        layers = self._llm.spec.layers
+        if not self._tokens or self._tokens != other.tokens:
+            raise RequestError("Only documents of the same tokens can be compared.", param="other")
+        if not 0 <= layer < len(layers):
+            raise RequestError(
+                f"The model has {len(layers)} layers and none that is {layer}.", param="layer"
+            )
+        with self._whole() as kv, other._whole() as theirs:
+            return self._call(lambda _: deviation(kv, theirs, layers[layer]))
+
     def repair(self) -> EditReceipt:
         """Compute everything again that is not exact, and wait for it.
 
@@ -247,6 +169,8 @@ class Document:
     ) -> EditReceipt:
         """Show tokens from `start` on with the KV that equal tokens have in another document.
 
+        The document is then left as it is while nothing else runs, until an exact edit or `repair`.
+
         Args:
             start: first token of this document.
             source: the other document; of the same model.
@@ -256,7 +180,7 @@ class Document:
             values: take the values.
 
         Raises:
-            RequestError: a document has no such range, or its tokens differ.
+            RequestError: a document has no such range, its tokens differ, or so does its salt.
             UnsupportedModelError: the model's positions cannot be moved.
             CapacityError: the KV memory cannot hold the new document; the old one is unchanged.
         """
@@ -264,6 +188,11 @@ class Document:
         if source._llm.loop is not self._llm.loop:
             raise RequestError(
                 "The source belongs to another model; give a document of the same one.",
+                param="source",
+            )
+        if source.tenant != self.tenant:
+            raise RequestError(
+                "The source has another cache_salt; give a document with the same one.",
                 param="source",
             )
         stop = start + source_stop - source_start
@@ -275,7 +204,8 @@ class Document:
 
             asked = self._call(plan)
             require_movable(asked, self._llm.spec)
-            built, rows = carry_out(self._llm.loop, kv, asked)
+            built, rows = carry_out(self._llm.loop, kv, asked, tenant=self.tenant)
+        self._stays_as_it_is = True
         self._become(self._tokens, built)
         return self._receipt("shifted", TokenEdit((), False, True), rows, begun)
 
@@ -287,110 +217,9 @@ class Document:
             engine.hold(kv)
             return kv
 
-        return Document(self._llm, self._tokens, document_of(self._llm.loop, fork))
-
-    def generate(
-        self,
-        question: str = "",
-        params: SamplingParams | None = None,
-        *,
-        exact_only: bool = False,
-    ) -> RequestOutput:
-        """Complete the document followed by a question; the document stays as it is.
-
-        Args:
-            question: what follows.
-            params: how to generate.
-            exact_only: use of the document's KV what equals a fresh prefill, and no more.
-        """
-        params = params or SamplingParams()
-        tokens = self.with_question(question)
-        wanted = params.logprobs is not None
-        collector = Collector(None, tokens, logprobs_wanted=wanted)
-        loop = self._llm.loop
-        for chunk in stream_tokens(loop, tokens, params, self._kv, exact_only=exact_only):
-            collector.feed(chunk)
-        return collector.output()
-
-    def stream(
-        self,
-        question: str = "",
-        params: SamplingParams | None = None,
-        *,
-        exact_only: bool = False,
-    ) -> Iterator[StreamChunk]:
-        """Yield the completion of the document followed by a question, step by step."""
-        tokens = self.with_question(question)
-        return stream_tokens(self._llm.loop, tokens, params, self._kv, exact_only=exact_only)
-
-    @overload
-    def score(self, text: str, *, return_logits: Literal[False] = False) -> list[float]: ...
-    @overload
-    def score(self, text: str, *, return_logits: Literal[True]) -> tuple[list[float], Tensor]: ...
-    def score(
-        self, text: str, *, return_logits: bool = False
-    ) -> list[float] | tuple[list[float], Tensor]:
-        """Return the log-probability of each token of a text behind the document.
-
-        Args:
-            text: what may follow; the document stays as it is.
-            return_logits: give the fp32 logits (tokens, v) they were read from as well.
-
-        Raises:
-            RequestError: the document is empty, or the text does not fit behind it.
-        """
-        if not self._tokens:
-            raise RequestError("An empty document predicts nothing; append text first.")
-        targets = self._encode(text)
-        if not targets:
-            raise RequestError("There is no text to score; give at least one token.", param="text")
-        computed = self._compute(
-            [*self._tokens, *targets], score_from=len(self._tokens) - 1, keep_logits=return_logits
-        )
-        self._llm.loop.abandon(computed.doc)
-        scores = zip(targets, computed.scores, strict=True)
-        logprobs = [found[token].logprob for token, found in scores]
-        if not return_logits:
-            return logprobs
-        assert computed.logits is not None
-        return logprobs, computed.logits
-
-    def deviation(self, other: Document, layer: int = 0) -> tuple[float, float]:
-        """Return how far keys and values of a layer are from another document's of equal tokens.
-
-        Keys are compared where they stand now. Each is the largest difference, as a share of the
-        other's largest number.
-
-        Raises:
-            RequestError: the tokens differ, there are none, or the model has no such layer.
-        """
-        layers = self._llm.spec.layers
-        if not self._tokens or self._tokens != other.tokens:
-            raise RequestError("Only documents of the same tokens can be compared.", param="other")
-        if not 0 <= layer < len(layers):
-            raise RequestError(
-                f"The model has {len(layers)} layers and none that is {layer}.", param="layer"
-            )
-        with self._whole() as kv, other._whole() as theirs:
-            return self._call(lambda _: deviation(kv, theirs, layers[layer]))
-
-    def close(self) -> None:
-        """Let go of the KV; it may still answer for equal prefixes while there is room."""
-        self._finalizer()
-
-    @property
-    def kv(self) -> KVDoc:
-        """The document's KV; only the engine's thread may touch it."""
-        return self._kv
-
-    def with_question(self, question: str) -> list[int]:
-        """Return the tokens of the document followed by a question."""
-        return [*self._tokens, *self._encode(question)]
-
-    def _encode(self, text: str) -> list[int]:
-        if not isinstance(text, str):
-            raise RequestError(f"The text is {text!r}; give a string.", param="text")
-        return self._llm.tokenizer.encode(text, add_special_tokens=False)
+        kv = document_of(self._llm.loop, fork)
+        stays = self._stays_as_it_is
+        return Document(self._llm, self._tokens, kv, tenant=self.tenant, stays_as_it_is=stays)
 
     def _edit(self, found: TokenEdit, wanted: Approximation, begun: float) -> EditReceipt:
         """Carry out an edit of tokens."""
@@ -409,13 +238,14 @@ class Document:
         with self._whole() as kv:
             plan = self._call(lambda _: kv.apply(found.edit))
             require_movable(plan, self._llm.spec)
-            built, rows = carry_out(loop, kv, plan, wanted.baseline)
+            built, rows = carry_out(loop, kv, plan, wanted.baseline, tenant=self.tenant)
         if wanted.fidelity == "repaired":
             marked = None
             if wanted.rule.wants_marks:
                 marked = mentions(old, found, self._llm.tokenizer.token_bytes)
             done = repair(loop, built, wanted.share, wanted.rule, marked)
             built, repaired = done.doc, done.receipt
+        self._stays_as_it_is |= wanted.baseline is not None
         self._become(found.applied(old), built)
         self._call(lambda engine: engine.tidy(built))
         return self._receipt(wanted.fidelity, found, rows, begun, repaired)
@@ -424,7 +254,8 @@ class Document:
         """Become these tokens, with the KV that a fresh prefill would have."""
         rows = 0
         if tokens:
-            computed = compute(self._llm.loop, tokens, self._kv, exact_only=True)
+            computed = self._compute(tokens, exact_only=True)
+            self._stays_as_it_is = False
             self._become(tokens, computed.doc)
             rows = computed.usage.computed_tokens
         else:
@@ -462,35 +293,18 @@ class Document:
         )
         return self.receipt
 
-    def _become(self, tokens: list[int], kv: KVDoc) -> None:
-        """Let go of the KV held so far, and own that of these tokens."""
-        self._finalizer()
-        self._tokens = tokens
-        self._own(kv)
 
-    def _own(self, kv: KVDoc) -> None:
-        """Let go of a document's KV together with this object; the engine holds it already."""
-        self._kv = kv
-        # A garbage collector may run on the engine's own thread: it only leaves a note there.
-        self._finalizer = weakref.finalize(self, self._llm.loop.abandon, kv)
-
-    def _compute(
-        self, tokens: list[int], *, score_from: int | None = None, keep_logits: bool = False
-    ) -> Computed:
-        return compute(
-            self._llm.loop, tokens, self._kv, score_from=score_from, keep_logits=keep_logits
-        )
-
-    def _call(self, task: Callable[[Engine], T]) -> T:
-        return call(self._llm.loop, task)
-
-
-def make_document(llm: Host, text: Prompt) -> Document:
+def make_document(llm: Host, text: Prompt, cache_salt: str | None = None) -> Document:
     """Return a document of this text whose KV is computed and kept.
+
+    Args:
+        llm: whose document it is.
+        text: its text, or token ids.
+        cache_salt: keeps the KV from all who do not give the same.
 
     Raises:
         RequestError: the text is longer than the model's context or the KV memory.
     """
-    document = Document(llm)
+    document = Document(llm, tenant=tenant_of(cache_salt))
     document.append_tokens(tokenize(llm.tokenizer, text)[1])
     return document

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from functools import partial
@@ -16,22 +16,21 @@ from itertools import count
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from kvloom.config import EngineConfig
 from kvloom.cost import CostModel
-from kvloom.decode.accept import Emission, GenerationState
 from kvloom.decode.detokenize import TextDecoder
-from kvloom.decode.draw import Draw, draw
 from kvloom.engine.asking import Wishes, make_request
 from kvloom.engine.chunks import Chunks
 from kvloom.engine.idle import IdleWork
 from kvloom.engine.limits import Limits
 from kvloom.engine.memory import EngineMemory
+from kvloom.engine.open_requests import OpenRequests, sequence_of
+from kvloom.engine.repairer import Repairer
 from kvloom.engine.repairs import Repairs
-from kvloom.engine.request import Computed, Event, Failed, Request, Sequence
+from kvloom.engine.request import Event, Request, Sequence
 from kvloom.engine.watcher import Watcher
-from kvloom.errors import CapacityError, KvloomError
+from kvloom.errors import CapacityError
 from kvloom.kv.compact import tidy
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
@@ -40,15 +39,16 @@ from kvloom.outputs import EngineStats
 from kvloom.params import SamplingParams
 from kvloom.reuse.repair import Repair
 from kvloom.reuse.select import Selector
-from kvloom.sched.job import JobState
+from kvloom.sched.job import Job, JobState
 from kvloom.sched.scheduler import Scheduler, Share
-from kvloom.store.key import hash_tenant
-from kvloom.types import Forward, KVLayout, SlotRange, StepOutput
+from kvloom.store.key import ANYBODY
+from kvloom.types import Forward, KVLayout, SlotRange
 
 logger = logging.getLogger(__name__)
-ANYBODY = hash_tenant("")
 LOADING_WAIT_S = 0.02
 """Steps with nothing to run wait so long for the store."""
+EDIT_WAIT_S = 0.002
+"""Steps with nothing to run wait so long for whoever edits to ask for more."""
 
 
 class Engine:
@@ -91,28 +91,33 @@ class Engine:
             user_tokens=config.max_model_len,
         )
         self._runner = runner
-        self._decoder = decoder
         self._scheduler = Scheduler(
             self.memory,
             step_tokens=config.step_tokens,
             max_running=config.max_running,
             max_waiting=config.max_waiting,
         )
-        self._requests: dict[str, Request] = {}
         self._repairs = Repairs(self.memory, runner)
         self.chunks = Chunks(self.memory)
+        self._repairer = Repairer(self.memory, runner, config.step_tokens)
+        self.idle = IdleWork(self.memory, self._repairer if config.repair_when_idle else None)
         self.watcher = Watcher(self.memory, runner)
         self.costs: Callable[[], CostModel] = partial(CostModel.unmeasured, len(runner.spec.layers))
-        self.idle = IdleWork(self.memory)
         self._let_go: deque[KVDoc] = deque()
         self._numbers = count()
-        self._counts: Counter[str] = Counter()
-        self._finished: Counter[str] = Counter({"stop": 0, "length": 0, "abort": 0})
+        self._num_steps = 0
+        self._open = OpenRequests(
+            memory=self.memory,
+            scheduler=self._scheduler,
+            decoder=decoder,
+            idle=self.idle,
+            arrivals=self._numbers,
+        )
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._requests or self._repairs)
+        return bool(self._open or self._repairs)
 
     def submit(
         self,
@@ -121,7 +126,7 @@ class Engine:
         *,
         base: KVDoc | None = None,
         exact_only: bool = False,
-        tenant: str = "",
+        tenant: str = ANYBODY,
         score_from: int | None = None,
         keep_logits: bool = False,
         storable: bool = True,
@@ -133,7 +138,7 @@ class Engine:
             params: how to generate; None computes the KV and ends with `Computed`.
             base: a document whose KV the prompt may start with.
             exact_only: take of it what equals a fresh prefill, and no more.
-            tenant: whose stored KV may answer, as `hash_tenant` gives it.
+            tenant: whose KV may answer, and whose this becomes, as `hash_tenant` gives it.
             score_from: score the prompt's tokens behind this row.
             keep_logits: give the logits of the scored rows as well.
             storable: store the prompt's KV when there is time.
@@ -142,22 +147,17 @@ class Engine:
             RequestError: the prompt is empty, too long or outside of the vocabulary.
             CapacityError: too many requests wait.
         """
-        number = next(self._numbers)
         request = make_request(
-            number,
+            next(self._numbers),
             self.limits,
             prompt_tokens,
             params,
-            Wishes(base, exact_only, tenant or ANYBODY, score_from, keep_logits, storable),
+            Wishes(base, exact_only, tenant, score_from, keep_logits, storable),
         )
         request.reuse_prefix = self.config.enable_prefix_caching
-        tokens = request.prompt_tokens
-        sequence = Sequence(number, len(tokens), request=request, index=0, tokens=list(tokens))
-        self._scheduler.add(sequence)
+        self._open.add(request)
         if base is not None and base in self.memory.idle:
             self.memory.hold(base)
-        request.sequences.append(sequence)
-        self._requests[request.request_id] = request
         return request.request_id
 
     def repair(
@@ -186,18 +186,8 @@ class Engine:
 
     def cancel(self, request_id: str) -> list[Event]:
         """End a request now; its pages are free when this returns. Unknown ids are ignored."""
-        request = self._requests.pop(request_id, None)
-        if request is None:
-            self._repairs.cancel(request_id)
-            return []
-        self._finished["abort"] += 1
-        events: list[Event] = []
-        for sequence in request.sequences:
-            state = sequence.state_of_text
-            if not sequence.ended:
-                emission = Emission("", finish_reason="abort") if state is None else state.abort()
-                events += self._end(sequence, emission)
-        return events
+        self._repairs.cancel(request_id)
+        return self._open.cancel(request_id)
 
     def step(self) -> list[Event]:
         """Run one forward pass and return what it added."""
@@ -208,16 +198,22 @@ class Engine:
         self.memory.limit_reserves()
         shares.sort(key=_place_in_memory)
         try:
-            output = self._runner.forward([_sequence(s).rows(s.num_rows) for s in shares])
+            output = self._runner.forward([sequence_of(s).rows(s.num_rows) for s in shares])
         except Exception as error:
             logger.exception("a step failed")
-            names = {_sequence(share).request.request_id for share in shares}
-            return [event for name in names for event in self._fail(name, error)]
+            names = {sequence_of(share).request.request_id for share in shares}
+            return [event for name in names for event in self._open.fail(name, error)]
         finally:
             self.memory.begin_step()  # what was promised is taken
-        self._counts["steps"] += 1
-        events = self._advance(shares, output)
+        self._num_steps += 1
+        events = self._open.take(shares, output)
         return events + self._repairs.step() if self._repairs else events
+
+    def step_idle(self) -> None:
+        """Do a little of what can wait, while nobody does."""
+        self.release_abandoned()
+        if self.idle.has_work:
+            self.idle.step()
 
     @property
     def is_busy(self) -> bool:
@@ -238,8 +234,18 @@ class Engine:
         """Keep a document that a user holds; its KV is forgotten when room is needed."""
         self.memory.hold(doc)
 
+    def repair_when_idle(self, doc: KVDoc, tenant: str) -> None:
+        """Make a held document exact while nobody waits, where the settings allow it.
+
+        Args:
+            doc: keeps its tokens; what is not exact of its KV is replaced, piece by piece.
+            tenant: whose it is, as `hash_tenant` gives it.
+        """
+        self.idle.repair(doc, tenant)
+
     def release(self, doc: KVDoc) -> None:
         """Let go of a document that a user held."""
+        self.idle.release(doc)
         self.memory.forget(doc)
 
     def tidy(self, doc: KVDoc) -> None:
@@ -259,7 +265,7 @@ class Engine:
     def stats(self) -> EngineStats:
         """Return counters and gauges."""
         self.release_abandoned()
-        tree, pool, counts = self.memory.tree, self.pool, self._counts
+        tree, pool, counts = self.memory.tree, self.pool, self._open.counts
         return EngineStats(
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
@@ -269,154 +275,21 @@ class Engine:
             kv_bytes_total=pool.nbytes,
             kv_bytes_used=pool.used_bytes,
             idle_documents=(0 if tree is None else tree.num_leaves) + len(self.memory.idle),
-            requests_finished=dict(self._finished),
+            requests_finished=dict(self._open.finished),
             prompt_tokens=counts["prompt"],
             cached_tokens=counts["cached"],
             computed_tokens=counts["computed"],
             generated_tokens=counts["generated"],
             preemptions=self._scheduler.preemptions,
-            steps=counts["steps"],
+            steps=self._num_steps,
             prefix_hits=self.memory.hits,
             prefix_queries=self.memory.queries,
+            idle_repaired_rows=self._repairer.num_rows,
+            idle_repair_failures=self._repairer.num_failures,
         )
-
-    def _advance(self, shares: list[Share], output: StepOutput) -> list[Event]:
-        """Score what was asked for, and draw for every sequence whose rows are all computed."""
-        events: list[Event] = []
-        drawing: list[tuple[Sequence, Tensor, int | None]] = []
-        likeliest = output.likeliest or (None,) * len(shares)
-        for share, logits, token in zip(shares, output.logits, likeliest, strict=True):
-            sequence = _sequence(share)
-            request = sequence.request
-            repeated = sequence.count_repeated(share.num_rows)
-            request.computed_tokens += repeated
-            self._counts["computed"] += repeated
-            if request.scoring is not None and logits is not None:
-                first_row = sequence.num_computed - share.num_rows
-                try:
-                    request.scoring.take(logits, first_row, self._decoder.tokenizer)
-                except KvloomError as error:
-                    events += self._fail(request.request_id, error)
-            if sequence.ended or sequence.pending:
-                continue
-            first = sequence.state_of_text is None
-            if sequence.doc is not None and (first or share.num_rows > 1):
-                self.memory.publish(sequence.doc)
-            if request.params is None:
-                events += self._end(sequence, None)
-            elif logits is not None:
-                row = logits.select(0, -1)
-                drawing += [(member, row, token) for member in self._members(sequence)]
-        return events + self._draw(drawing)
-
-    def _members(self, sequence: Sequence) -> list[Sequence]:
-        """Return who draws from a sequence's last row: itself, and its forks at their birth."""
-        request, params = sequence.request, sequence.request.params
-        if sequence.state_of_text is not None:
-            return [sequence]
-        assert params is not None
-        assert sequence.doc is not None
-        self._counts["prompt"] += len(request.prompt_tokens)
-        self._counts["cached"] += request.cached_tokens or 0
-        for key in request.keys:
-            member = sequence
-            if key.completion > 0:
-                member = self._fork(sequence, key.completion)
-            member.state_of_text = GenerationState(
-                params,
-                self._decoder,
-                request.prompt_tokens,
-                max_tokens=request.max_tokens,
-                key=key,
-            )
-        return list(request.sequences)
-
-    def _fork(self, sequence: Sequence, index: int) -> Sequence:
-        assert sequence.doc is not None
-        fork = Sequence(
-            next(self._numbers),
-            sequence.num_tokens,
-            sequence.num_computed,
-            request=sequence.request,
-            index=index,
-            tokens=list(sequence.tokens),
-        )
-        self.memory.attach(fork, sequence.doc.fork())
-        self._scheduler.start(fork)
-        sequence.request.sequences.append(fork)
-        return fork
-
-    def _draw(self, drawing: list[tuple[Sequence, Tensor, int | None]]) -> list[Event]:
-        events: list[Event] = []
-        for sequence, row, likeliest in drawing:
-            state = sequence.state_of_text
-            if sequence.ended or state is None:
-                continue
-            try:
-                token = draw(row, state.sampling, self._decoder.tokenizer, likeliest)
-            except KvloomError as error:
-                events += self._fail(sequence.request.request_id, error)
-            else:
-                events += self._accept(sequence, token)
-        return events
-
-    def _accept(self, sequence: Sequence, token: Draw) -> list[Event]:
-        request, state = sequence.request, sequence.state_of_text
-        assert state is not None
-        if request.first_token_s is None:
-            request.first_token_s = time.monotonic()
-        self._counts["generated"] += 1
-        emission = state.accept(token)
-        sequence.tokens.append(token.token_id)
-        sequence.num_tokens += 1
-        if state.finish is not None:
-            return self._end(sequence, emission)
-        return [sequence.chunk(emission)]
-
-    def _end(self, sequence: Sequence, emission: Emission | None) -> list[Event]:
-        """End a sequence: publish its KV, free its pages; the last one gives the receipt."""
-        request = sequence.request
-        sequence.ended = True
-        running = sequence.state is JobState.RUNNING
-        self._scheduler.remove(sequence)
-        if running:
-            doc = self.memory.detach(sequence)
-            self.memory.publish(doc)
-            if request.storable:
-                self.idle.put_by(doc.tokens, request.tenant)
-            request.add_provenance(doc.provenance())
-            if request.params is None and emission is None:
-                # Held at once, so that it can be forgotten before its receiver takes it.
-                self.hold(doc)
-                request.result = doc
-            else:
-                doc.close()
-        last = request.num_unfinished == 0
-        usage = request.usage(time.monotonic()) if last else None
-        cancelled = self._requests.get(request.request_id) is None
-        if last and not cancelled:
-            del self._requests[request.request_id]
-            if emission is not None and emission.finish_reason is not None:
-                self._finished[emission.finish_reason] += 1
-        if emission is not None:
-            return [sequence.chunk(emission, usage)]
-        assert request.result is not None
-        assert usage is not None
-        scoring = request.scoring
-        scores = () if scoring is None else tuple(scoring.scores)
-        logits = None if scoring is None else scoring.logits
-        return [Computed(request.request_id, request.result, usage, scores, logits)]
-
-    def _fail(self, request_id: str, error: Exception) -> list[Event]:
-        if not isinstance(error, KvloomError):
-            wrapped = KvloomError(f"The step failed ({type(error).__name__}: {error}).")
-            wrapped.__cause__ = error
-            error = wrapped
-        self.cancel(request_id)
-        return [Failed(request_id, error)]
 
     def _give_up_on_stuck(self) -> list[Event]:
-        for request in self._requests.values():
+        for request in self._open.by_id.values():
             if request.loading is not None:
                 request.loading.wait(LOADING_WAIT_S)
                 return []
@@ -431,21 +304,37 @@ class Engine:
             if runs:
                 self._scheduler.preempt(stuck)
             return []
+        if self._waits_for_an_edit(request):
+            return []
         error = CapacityError(
             f"The KV memory of {self.pool.nbytes} bytes cannot hold the request's next tokens, "
             "although nothing else runs; shorten it or raise kv_memory."
         )
-        return self._fail(request.request_id, error)
+        return self._open.fail(request.request_id, error)
 
+    def _waits_for_an_edit(self, request: Request) -> bool:
+        """Whether a request finds room when an edit lets go of what it works on; let that go on.
 
-def _sequence(share: Share) -> Sequence:
-    assert isinstance(share.job, Sequence)
-    return share.job
+        Whatever asks for KV alone may be an edit's, and is not made to wait for one.
+        """
+        if request.params is None or not self.memory.in_work:
+            return False
+        waiting = [job for job in self._scheduler.waiting if _request(job).params is None]
+        if waiting:
+            self._scheduler.prefer(waiting[0])
+        else:  # whoever edits is about to ask for the next part, or to let go
+            time.sleep(EDIT_WAIT_S)
+        return True
 
 
 def _place_in_memory(share: Share) -> tuple[int, int]:
     """Order rows so that the owners of one prefix are neighbours."""
-    sequence = _sequence(share)
+    sequence = sequence_of(share)
     assert sequence.doc is not None
     spans = sequence.doc.spans
     return (spans[0].pool_slots[0] if spans else -1, sequence.arrival)
+
+
+def _request(job: Job) -> Request:
+    assert isinstance(job, Sequence)
+    return job.request

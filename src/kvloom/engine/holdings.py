@@ -26,9 +26,8 @@ from kvloom.engine.engine import Engine
 from kvloom.engine.loop import EngineLoop
 from kvloom.engine.shelf import LOADING_S
 from kvloom.kv.doc import KVDoc
-from kvloom.kv.lineage import Lineage
 from kvloom.kv.pool import blocks_for
-from kvloom.kv.span import cut
+from kvloom.kv.span import assembled, cut
 from kvloom.outputs import PartAction
 from kvloom.reuse.actions import Action, Held, Load, Shift, Wanted
 from kvloom.reuse.planner import Place, places
@@ -150,19 +149,15 @@ class Holdings:
 
     def _owned(self, place: Place, kv: KVDoc) -> Held | None:
         """Protect KV that a part brings along; None if it is not that of the part's tokens."""
-        fork = document_of(self._loop, lambda engine: engine.memory.fork_protected(kv))
-        self._stack.callback(self._loop.abandon, fork)
-
-        def origin(_: Engine) -> tuple[bool, Lineage | None]:
-            exact = fork.exact_length() == fork.length
-            return tuple(fork.tokens) == place.part.tokens, fork.root if exact else None
-
-        fits, lineage = call(self._loop, origin)
-        if not fits:
+        tokens = place.part.tokens
+        own = document_of(self._loop, lambda engine: _ending_with(kv, tokens, engine))
+        if own is None:
             return None
+        self._stack.callback(self._loop.abandon, own)
         name = f"own {place.number}"
-        self._own[name] = fork
-        return Held(name, lineage, fork.start_pos)
+        self._own[name] = own
+        exact = call(self._loop, lambda _: own.exact_length() == own.length)
+        return Held(name, own.root if exact else None, own.start_pos)
 
     def _variants(self, tokens: tuple[int, ...], *, computes: bool) -> list[Held]:
         """Return what memory and shelf hold of a chunk; what was computed alone comes first."""
@@ -235,3 +230,19 @@ class Holdings:
             engine.idle.later(partial(chunks.store, tokens, tenant, name))
         engine.release(doc)
         return None if name is None else chunks.take(tokens, tenant, name)
+
+
+def _ending_with(kv: KVDoc, tokens: tuple[int, ...], engine: Engine) -> KVDoc | None:
+    """Return a protected document of what stands at the end of another; None if it does not."""
+    known = kv.tokens
+    skipped = len(known) - len(tokens)
+    if skipped < 0 or tuple(known[skipped:]) != tokens:
+        return None
+    if skipped == 0:
+        return engine.memory.fork_protected(kv)
+    kv.close_tail()
+    pieces = assembled(cut(kv.order, skipped, len(known)))
+    root = kv.root.extend(known[:skipped])
+    ending = KVDoc(kv.pool, root, pieces, start_pos=kv.start_pos + skipped)
+    engine.memory.protect(ending)
+    return ending

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from kvloom.cost import CostModel
 from kvloom.engine.building import Building
 from kvloom.engine.computing import call, compute
-from kvloom.engine.engine import ANYBODY, Engine
+from kvloom.engine.engine import Engine
 from kvloom.engine.holdings import Holdings
 from kvloom.engine.loop import EngineLoop
 from kvloom.engine.plan_run import PlanRun
@@ -27,7 +27,7 @@ from kvloom.kv.doc import KVDoc
 from kvloom.outputs import EditReceipt, Fidelity
 from kvloom.reuse.actions import Part, Planner, Wanted
 from kvloom.reuse.planner import places
-from kvloom.store.key import hash_tokens
+from kvloom.store.key import ANYBODY, hash_tokens
 from kvloom.types import ModelSpec
 
 
@@ -38,8 +38,9 @@ class TokenPart:
     Attributes:
         tokens: token ids.
         reusable: whether its KV may be computed alone and used at any place.
-        kv: a document of these tokens whose KV may be used as well, if it is reusable; the caller
-            keeps it. What has been forgotten of it, or is of other tokens, is left alone.
+        kv: a document that ends with these tokens, whose KV may be used as well, if it is
+            reusable; the caller keeps it. What has been forgotten of it, or is of other tokens, is
+            left alone.
     """
 
     tokens: tuple[int, ...]
@@ -132,7 +133,7 @@ class Joining:
         self, engine: Engine, body: Sequence[TokenPart], tokens: list[int]
     ) -> tuple[Wanted, int, CostModel]:
         """Return what a planner is asked, and how many first tokens are known exactly."""
-        known = engine.memory.known_prefix(tokens)
+        known = engine.memory.known_prefix(tokens, self.tenant)
         parts = tuple(
             Part(part.tokens, hash_tokens(part.tokens).hex() if part.reusable else None)
             for part in body

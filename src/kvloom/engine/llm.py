@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -22,7 +23,9 @@ from kvloom.engine.loop import EngineLoop
 from kvloom.engine.parts import Chunk, join_parts
 from kvloom.engine.prompts import Messages, Prompt, as_chats, as_params, as_prompts, tokenize
 from kvloom.engine.request import Event
+from kvloom.engine.stored import store_of
 from kvloom.engine.streams import stream_tokens
+from kvloom.engine.tenants import tenant_of
 from kvloom.errors import CapacityError, RequestError
 from kvloom.outputs import EngineStats, Fidelity, RequestOutput, StreamChunk
 from kvloom.params import SamplingParams
@@ -39,6 +42,7 @@ class LLM:
         spec: what the probe found out about the model.
         passport: digests and formats that every cached token depends on.
         config: settings of the engine.
+        store: what is kept beyond the process; None if nothing is.
 
     Raises:
         RequestError: a setting is out of range.
@@ -55,6 +59,7 @@ class LLM:
         self.spec = assembly.spec
         self.passport = assembly.passport
         self.config = assembly.config
+        self.store = store_of(assembly.engine, self._loop)
         self._stop = weakref.finalize(self, self._loop.stop)
 
     def generate(
@@ -66,6 +71,7 @@ class LLM:
         fidelity: Fidelity = "exact",
         share: float = REPAIRED_SHARE,
         planner: str = "blend",
+        cache_salt: str | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
         """Complete one or many prompts, text or token ids; the results keep their order.
@@ -77,6 +83,7 @@ class LLM:
             fidelity: of the chunks.
             share: of their tokens that is computed again where `repaired`.
             planner: says what is done with each part.
+            cache_salt: KV is reused only among those who give the same, or none.
             progress: show a bar.
 
         Raises:
@@ -88,19 +95,27 @@ class LLM:
             raise RequestError("Give prompts or parts, and not both.", param="prompt")
         if prompts is None:
             (one,) = as_params(params, 1)
-            document = self.join(parts or (), fidelity=fidelity, share=share, planner=planner)
+            join = partial(self.join, parts or (), fidelity=fidelity, share=share, planner=planner)
+            document = join(cache_salt=cache_salt)
             return [replace(document.generate("", one), receipt=document.receipt)]
-        asked = as_prompts(prompts)
-        return self._run([tokenize(self.tokenizer, p) for p in asked], params, progress=progress)
+        asked = [tokenize(self.tokenizer, prompt) for prompt in as_prompts(prompts)]
+        return self._run(asked, params, cache_salt, progress=progress)
 
     def chat(
         self,
         messages: Messages | Sequence[Messages],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        cache_salt: str | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
         """Answer one or many chats, each a list of messages with role and content.
+
+        Args:
+            messages: one chat, or a list of chats.
+            params: how, for all or for each.
+            cache_salt: KV is reused only among those who give the same, or none.
+            progress: show a bar.
 
         Raises:
             RequestError: a chat is malformed, or the model has no chat template.
@@ -108,29 +123,42 @@ class LLM:
         chats = [self.tokenizer.render_chat(chat) for chat in as_chats(messages)]
         encode = self.tokenizer.encode
         asked = [(text, encode(text, add_special_tokens=False)) for text in chats]
-        return self._run(asked, params, progress=progress)
+        return self._run(asked, params, cache_salt, progress=progress)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, cache_salt: str | None = None
+    ) -> Iterator[StreamChunk]:
         """Yield what every step adds to a prompt's completion; closing the iterator cancels it.
 
         Raises:
             RequestError: the prompt or its parameters are wrong.
         """
-        return stream_tokens(self._loop, tokenize(self.tokenizer, prompt)[1], params)
+        tokens = tokenize(self.tokenizer, prompt)[1]
+        return stream_tokens(self._loop, tokens, params, tenant=tenant_of(cache_salt))
 
     def stream_chat(
-        self, messages: Messages, params: SamplingParams | None = None
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        cache_salt: str | None = None,
     ) -> Iterator[StreamChunk]:
         """Yield what every step adds to the answer to a chat."""
-        return stream_tokens(self._loop, self.tokenizer.chat_tokens(messages), params)
+        tokens = self.tokenizer.chat_tokens(messages)
+        return stream_tokens(self._loop, tokens, params, tenant=tenant_of(cache_salt))
 
-    def document(self, text: Prompt) -> Document:
+    def document(self, text: Prompt, *, cache_salt: str | None = None) -> Document:
         """Return a document of this text whose KV is computed and kept.
+
+        Args:
+            text: its text, or token ids.
+            cache_salt: the KV of the document and of its forks is reused only among those who
+                give the same, or none.
 
         Raises:
             RequestError: the text is longer than the model's context or the KV memory.
         """
-        return make_document(self, text)
+        return make_document(self, text, cache_salt)
 
     def join(
         self,
@@ -139,6 +167,7 @@ class LLM:
         fidelity: Fidelity = "exact",
         share: float = REPAIRED_SHARE,
         planner: str = "blend",
+        cache_salt: str | None = None,
     ) -> Document:
         """Return a document of parts, whose chunks' KV is computed once and used at any place.
 
@@ -150,7 +179,8 @@ class LLM:
                 it does not show what the planner must know.
             CapacityError: the KV memory cannot hold the parts.
         """
-        return join_parts(self, parts, fidelity=fidelity, share=share, planner=planner)
+        join = partial(join_parts, self, parts, fidelity=fidelity, share=share, planner=planner)
+        return join(cache_salt=cache_salt)
 
     def stats(self) -> EngineStats:
         """Return counters and gauges since the start."""
@@ -180,12 +210,13 @@ class LLM:
         self,
         asked: Sequence[tuple[str | None, list[int]]],
         params: SamplingParams | Sequence[SamplingParams] | None,
+        cache_salt: str | None,
         *,
         progress: bool,
     ) -> list[RequestOutput]:
         """Run prompts together; more than may wait are submitted as others end."""
         inbox: SimpleQueue[Event] = SimpleQueue()
-        batch = Batch(asked, as_params(params, len(asked)))
+        batch = Batch(asked, as_params(params, len(asked)), tenant_of(cache_salt))
         with _progress_bar(len(asked)) if progress else nullcontext(lambda: None) as advance:
             try:
                 while not batch.done:

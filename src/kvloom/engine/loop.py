@@ -162,7 +162,7 @@ class EngineLoop:
                 if self._engine.has_work:
                     self._deliver(self._engine.step())
                 elif self._engine.idle.has_work:
-                    self._engine.idle.step()
+                    self._engine.step_idle()
                 for request_id in self._flush():
                     self._cancel_now(self._engine, request_id)
         except BaseException as error:
@@ -175,8 +175,10 @@ class EngineLoop:
         tidy = False
         with self._wake:
             while not (self._tasks or self._stopping or self._engine.is_busy):
-                woken = self._wake.wait(None if tidy else TIDY_AFTER_S)
-                if not woken:
+                begins_in_s = self._engine.idle.begins_in_s
+                if begins_in_s is not None:
+                    self._wake.wait(begins_in_s)
+                elif not self._wake.wait(None if tidy else TIDY_AFTER_S):
                     release_freed_memory()
                     tidy = True
             return not self._stopping

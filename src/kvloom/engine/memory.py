@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from kvloom.engine.request import Sequence
-from kvloom.engine.shelf import Shelf
+from kvloom.engine.shelf import Looking, Shelf
 from kvloom.kv.copying import append_copies
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
@@ -168,14 +168,29 @@ class EngineMemory:
         self.protect(fork)
         return fork
 
-    def known_prefix(self, tokens: list[int]) -> int:
-        """Return how many leading tokens have exact KV that others may reuse."""
-        return 0 if self.tree is None else sum(span.length for span in self.tree.match(tokens))
+    def known_spans(self, tokens: list[int], tenant: str) -> list[Span]:
+        """Return the exact KV that a tenant may reuse of these tokens' beginning."""
+        return [] if self.tree is None else self.tree.match(tokens, tenant)
 
-    def publish(self, doc: KVDoc) -> None:
-        """Let others reuse what a document holds."""
+    def known_prefix(self, tokens: list[int], tenant: str) -> int:
+        """Return how many leading tokens have exact KV that a tenant may reuse."""
+        return sum(span.length for span in self.known_spans(tokens, tenant))
+
+    @property
+    def moment(self) -> int:
+        """A moment behind all uses of prefixes so far."""
+        return 0 if self.tree is None else self.tree.now
+
+    def make_spare_room(self, num_blocks: int, moment: int) -> None:
+        """Free blocks by forgetting prefixes that nobody has used since a moment, and no more."""
+        missing = num_blocks - self.pool.free_blocks
+        if missing > 0 and self.tree is not None:
+            self.tree.evict(missing, moment)
+
+    def publish(self, doc: KVDoc, tenant: str) -> None:
+        """Let a tenant's other requests reuse what a document holds."""
         if self.tree is not None:
-            self.tree.insert(doc)
+            self.tree.insert(doc, tenant)
 
     def check(self) -> None:
         """Check that every block's owners are the documents and prefixes that show it.
@@ -202,7 +217,8 @@ class EngineMemory:
         request = sequence.request
         known: list[Span] = []
         if request.reuse_prefix and self.tree is not None:
-            known = list(cut(self.tree.match(sequence.tokens[:limit]), 0, limit))
+            matched = self.tree.match(sequence.tokens[:limit], request.tenant)
+            known = list(cut(matched, 0, limit))
         base = request.base
         if base is not None:
             shared = min(common_prefix(base.tokens, sequence.tokens), limit)
@@ -221,24 +237,32 @@ class EngineMemory:
         if not request.asked_store:
             request.asked_store = True
             tokens = sequence.tokens[:limit]
-            request.loading = shelf.look(tokens, self.known_prefix(tokens), request.tenant)
+            known = self.known_prefix(tokens, request.tenant)
+            request.loading = shelf.look(tokens, known, request.tenant)
         loading = request.loading
+        if isinstance(loading, Looking) and loading.over:
+            loading = request.loading = shelf.load(loading)
         if loading is None:
             return False
+        if isinstance(loading, Looking):
+            return True
         if not loading.over:
             return True
         request.loading = None
         if self.make_room(loading.num_blocks):
             doc = shelf.take(loading)
-            self.tree.insert(doc)
+            self.tree.insert(doc, request.tenant)
             doc.close()
         return False
 
     def _is_being_computed(self, sequence: Sequence, known: int, limit: int) -> bool:
-        """Whether a running sequence is about to compute more of this one's prefix."""
-        if self.tree is None or not sequence.request.reuse_prefix:
+        """Whether a running sequence of the same tenant is about to compute more of the prefix."""
+        request = sequence.request
+        if self.tree is None or not request.reuse_prefix:
             return False
         for other in self._running:
+            if other.request.tenant != request.tenant:
+                continue
             unfinished = other.state_of_text is None or other.pending > 1
             if other.state is JobState.RUNNING and unfinished:
                 shared = min(common_prefix(other.tokens, sequence.tokens), limit)

@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvloom.engine.document import Document
-from kvloom.engine.engine import ANYBODY
 from kvloom.engine.fidelity import REPAIRED_SHARE, check_edit
 from kvloom.engine.host import Host
 from kvloom.engine.joining import Joining, TokenPart
+from kvloom.engine.tenants import tenant_of
 from kvloom.errors import RequestError
 from kvloom.model.tokenizer import TextTokenizer
 from kvloom.outputs import Fidelity
 from kvloom.reuse.planner import planner as planner_of
+from kvloom.store.key import ANYBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ def join_parts(
     fidelity: Fidelity = "exact",
     share: float = REPAIRED_SHARE,
     planner: str = "blend",
+    cache_salt: str | None = None,
 ) -> Document:
     """Return a document of parts, whose chunks' KV is computed once and used at any place.
 
@@ -46,6 +48,7 @@ def join_parts(
         planner: says which tokens, and what is done with each part: `blend`, `craft`, `first`,
             `random` or `none`. `craft` also takes note of what chunks attend to, where it has one
             computed, and keeps it for the next time.
+        cache_salt: keeps the KV from all who do not give the same.
 
     Raises:
         RequestError: the parts hold no text, or a setting is out of range.
@@ -53,8 +56,8 @@ def join_parts(
             does not show what `craft` must know.
         CapacityError: the KV memory cannot hold the parts.
     """
-    found = tokenize_parts(llm.tokenizer, parts)
-    return join_tokens(llm, found, fidelity=fidelity, share=share, planner=planner)
+    found, tenant = tokenize_parts(llm.tokenizer, parts), tenant_of(cache_salt)
+    return join_tokens(llm, found, fidelity=fidelity, share=share, planner=planner, tenant=tenant)
 
 
 def join_tokens(
@@ -74,7 +77,7 @@ def join_tokens(
         fidelity: of the chunks.
         share: of their tokens that is computed again.
         planner: what is done with each part.
-        tenant: whose chunks they are, as `hash_tenant` gives it.
+        tenant: whose document it is, as `hash_tenant` gives it.
 
     Raises:
         RequestError: the parts hold no tokens, or a setting is out of range.
@@ -84,7 +87,7 @@ def join_tokens(
     check_edit(fidelity, share, "blend")
     sink, asked = sink_of(llm.tokenizer), planner_of(planner, share)
     joined = Joining(llm.loop, llm.spec, sink, fidelity, asked, tenant).join(parts)
-    return Document(llm, joined.tokens, joined.doc, joined.receipt)
+    return Document(llm, joined.tokens, joined.doc, joined.receipt, tenant=tenant)
 
 
 def tokenize_parts(tokenizer: TextTokenizer, parts: Sequence[str | Chunk]) -> list[TokenPart]:

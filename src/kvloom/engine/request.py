@@ -15,13 +15,14 @@ from torch import Tensor
 from kvloom.decode.accept import Emission, GenerationState
 from kvloom.decode.state import DrawKey
 from kvloom.engine.scoring import Scoring
-from kvloom.engine.shelf import Loading
+from kvloom.engine.shelf import Loading, Looking
 from kvloom.errors import KvloomError
 from kvloom.kv.doc import KVDoc
 from kvloom.outputs import Provenance, StreamChunk, TokenLogprobs, Usage
 from kvloom.params import SamplingParams
 from kvloom.reuse.repair import RepairReceipt
 from kvloom.sched.job import Job
+from kvloom.store.key import ANYBODY
 from kvloom.types import Rows
 
 
@@ -39,7 +40,7 @@ class Request:
         scoring: what is wanted of the prompt's own tokens; None for nothing.
         reuse_prefix: whether other documents' KV may answer for the prompt.
         exact_only: take of the base what equals a fresh prefill, and no more.
-        tenant: digest of whoever asks; stored KV is found by nobody else.
+        tenant: digest of whoever asks; nobody else's KV answers, and this answers nobody else.
         storable: whether its KV may be stored as that of others is.
         asked_store: whether the store was asked for the prompt's beginning.
         loading: what the store is about to give.
@@ -56,10 +57,10 @@ class Request:
     submitted_s: float
     reuse_prefix: bool = True
     exact_only: bool = False
-    tenant: str = ""
+    tenant: str = ANYBODY
     storable: bool = True
     asked_store: bool = False
-    loading: Loading | None = None
+    loading: Looking | Loading | None = None
     sequences: list[Sequence] = field(default_factory=list)
     cached_tokens: int | None = None
     computed_tokens: int = 0

@@ -42,6 +42,8 @@ MIN_LOADED = 32
 """A stored beginning is loaded where it saves at least so many tokens."""
 LOADING_S = 2.0
 """A request waits so long for its stored beginning; then it is computed."""
+LOOKING_S = 1.0
+"""A request waits so long until far places say what they have of it; then near ones do."""
 OVERLAP_TOKENS = 64
 """So many tokens before a chunk are scanned with it, lest it hold the rest of a credential."""
 SCANNED_BYTES = 512 * 2**20
@@ -50,6 +52,32 @@ CLOSE_S = 10.0
 _DTYPE_NAMES: Mapping[torch.dtype, ChunkDType] = MappingProxyType(
     {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
 )
+
+
+@dataclass(slots=True)
+class Looking:
+    """A prompt that is looked for where answers take time.
+
+    Attributes:
+        near: the chunks of it that answered at once.
+        known: tokens that are in the pool.
+        far: the chunks of it in all places.
+        late_s: when nobody waits any longer, in `time.monotonic`.
+    """
+
+    near: list[Step]
+    known: int
+    far: Future[list[Step]]
+    late_s: float
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for the answer, or until the time is over."""
+        wait([self.far], timeout_s)
+
+    @property
+    def over(self) -> bool:
+        """Whether the answer has come, or comes too late."""
+        return self.far.done() or time.monotonic() >= self.late_s
 
 
 @dataclass(slots=True)
@@ -107,11 +135,15 @@ class Shelf:
         self._scan = scan
         self.counts: Counter[str] = Counter()
         self._late: list[Future[Chunk | None]] = []
+        self._late_look: Future[list[Step]] | None = None
         self._tally = Tally(logger)
         self._scanner = Worker("kvloom-secret-scanner", SCANNED_BYTES)
 
-    def look(self, tokens: Sequence[int], known: int, tenant: str) -> Loading | None:
-        """Begin to load the stored beginning of a prompt; None if it adds little to what is known.
+    def look(self, tokens: Sequence[int], known: int, tenant: str) -> Looking | Loading | None:
+        """Look for the stored beginning of a prompt; None if it adds little to what is known.
+
+        What is near is found at once, and loading begins. Far places are asked where that leaves
+        enough tokens to compute; what was found near is loaded when they have answered.
 
         Args:
             tokens: of the prompt, as far as they need no logits.
@@ -122,11 +154,21 @@ class Shelf:
         if self._late:  # it hangs: nobody waits for it before it has answered
             self.counts["skipped"] += 1
             return None
-        steps = find_prefix(self.store, self._fingerprint, tokens, tenant)
-        if sum(step.num_tokens for step in steps) - known < MIN_LOADED:
-            return None
-        late_s = time.monotonic() + LOADING_S
-        return Loading(steps, [self.store.fetch(step.key) for step in steps], late_s)
+        near = find_prefix(self.store.near, self._fingerprint, tokens, tenant)
+        if len(tokens) - max(known, _length(near)) >= MIN_LOADED:
+            far = self._look_far(tokens, tenant)
+            if far is not None:
+                return Looking(near, known, far, time.monotonic() + LOOKING_S)
+        return self._load(near, known)
+
+    def load(self, looking: Looking) -> Loading | None:
+        """Begin to load what was found, where it adds enough to what is known."""
+        steps = looking.near
+        if not looking.far.done() and not looking.far.cancel():
+            self._late_look = looking.far
+        elif not looking.far.cancelled() and looking.far.exception() is None:
+            steps = max(steps, looking.far.result(), key=_length)
+        return self._load(steps, looking.known)
 
     def take(self, loading: Loading) -> KVDoc:
         """Return a document of what has arrived, up to the first chunk that has not."""
@@ -142,8 +184,20 @@ class Shelf:
                 self.counts["missed"] += 1
                 break
             self.counts["loaded_tokens"] += step.num_tokens
+        expected = sum(step.num_tokens for step in loading.steps)
+        self.counts["missed_tokens"] += expected - doc.length
         self._late = [future for future in loading.futures if not self._is_off(future)]
         return doc
+
+    @property
+    def num_waiting(self) -> int:
+        """Stretches of KV that wait to be scanned."""
+        return self._scanner.num_tasks
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all that was kept is written; say whether that was so in time."""
+        end_s = time.monotonic() + timeout_s
+        return self._scanner.drain(timeout_s) and self.store.flush(end_s - time.monotonic())
 
     def close(self) -> None:
         """Write what waits, as far as time allows."""
@@ -154,8 +208,7 @@ class Shelf:
         """Store what a document holds exactly and the store does not have yet."""
         length = doc.exact_length()
         tokens = doc.tokens[:length]
-        steps = find_prefix(self.store, self._fingerprint, tokens, tenant)
-        start = sum(step.num_tokens for step in steps)
+        start = _length(find_prefix(self.store.near, self._fingerprint, tokens, tenant))
         if start >= length:
             return
         doc.seal()
@@ -217,6 +270,20 @@ class Shelf:
         future.add_done_callback(self._report)
         self.counts["kept_tokens"] += len(chunk.tokens)
 
+    def _look_far(self, tokens: Sequence[int], tenant: str) -> Future[list[Step]] | None:
+        """Ask far places for a prompt, unless they have yet to answer somebody who has gone."""
+        if self._late_look is not None and not self._late_look.done():
+            self.counts["skipped"] += 1
+            return None
+        self._late_look = None
+        return self.store.find_far(self._fingerprint, tokens, tenant)
+
+    def _load(self, steps: list[Step], known: int) -> Loading | None:
+        if _length(steps) - known < MIN_LOADED:
+            return None
+        late_s = time.monotonic() + LOADING_S
+        return Loading(steps, [self.store.fetch(step.key) for step in steps], late_s)
+
     def _report(self, future: Future[None]) -> None:
         if (error := future.exception()) is not None:
             self.counts["dropped"] += 1
@@ -265,3 +332,7 @@ class Shelf:
             tensors=slots.tensors,
             origin=origin,
         )
+
+
+def _length(steps: Sequence[Step]) -> int:
+    return sum(step.num_tokens for step in steps)

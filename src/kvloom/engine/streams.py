@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator
 from queue import SimpleQueue
 
 from kvloom.engine.batch import chunk_or_raise
+from kvloom.engine.engine import Engine
 from kvloom.engine.loop import EngineLoop
 from kvloom.engine.request import Event
 from kvloom.kv.doc import KVDoc
@@ -23,6 +24,7 @@ def stream_tokens(
     params: SamplingParams | None,
     base: KVDoc | None = None,
     *,
+    tenant: str,
     exact_only: bool = False,
 ) -> Iterator[StreamChunk]:
     """Yield what every step adds behind these tokens; closing the iterator cancels the request.
@@ -32,6 +34,7 @@ def stream_tokens(
         tokens: the prompt.
         params: how to generate; None takes the defaults.
         base: a document whose KV the prompt may start with.
+        tenant: whose KV may answer besides, and whose this becomes.
         exact_only: take of it what equals a fresh prefill, and no more.
 
     Raises:
@@ -40,9 +43,11 @@ def stream_tokens(
     """
     params = params or SamplingParams()
     inbox: SimpleQueue[Event] = SimpleQueue()
-    (request_id,) = loop.submit_and_wait(
-        [lambda engine: engine.submit(tokens, params, base=base, exact_only=exact_only)], inbox.put
-    )
+
+    def submit(engine: Engine) -> str:
+        return engine.submit(tokens, params, base=base, exact_only=exact_only, tenant=tenant)
+
+    (request_id,) = loop.submit_and_wait([submit], inbox.put)
     chunks = _receive(loop, request_id, inbox)
     next(chunks)
     return chunks  # type: ignore[return-value]

@@ -52,7 +52,7 @@ def compact(doc: KVDoc) -> bool:
         return False
     first = run.first_block * PAGE_SLOTS
     try:
-        doc.show_moved(_moved(doc, bad, first))
+        doc.replace_beginning(_moved(doc, bad, first))
     finally:
         doc.pool.release(first, first + run.num_blocks * PAGE_SLOTS)
     return True

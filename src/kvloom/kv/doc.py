@@ -154,10 +154,16 @@ class KVDoc:
         order = (*self.order, *pieces)
         self._show_instead(assembled(order), sum(piece.length for piece in order))
 
-    def show_moved(self, pieces: Sequence[Span]) -> None:
-        """Show pieces in reading order in place of those shown, whose copies they are."""
-        assert self._tail is None, "moved what is still written"
-        self._show_instead(assembled(pieces), self.length)
+    def replace_beginning(self, pieces: Sequence[Span]) -> None:
+        """Show pieces, which hold the same tokens, in place of as many first ones.
+
+        They are in reading order, and their segments are closed.
+        """
+        assert not self._closed, "changed a closed document"
+        self.close_tail()
+        length = sum(piece.length for piece in pieces)
+        rest = cut(self.order, length, self.length)
+        self._show_instead(assembled((*pieces, *rest)), self.length)
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens and let go of the rest at once."""

@@ -1,6 +1,6 @@
 """The prefix tree: every exact prefix that was computed, found again token by token.
 
-Knows: tokens, spans, and when each was last used.
+Knows: tokens, spans, whose they are, and when each was last used.
 Does not know: requests or models; spans of another lineage never enter it.
 
 Source: RadixAttention (Zheng et al., SGLang, 2024), section 3; deviation: nodes are spans of
@@ -16,7 +16,7 @@ from itertools import count
 
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
-from kvloom.kv.pool import Pool
+from kvloom.kv.pool import PAGE_SLOTS, Pool, blocks_for
 from kvloom.kv.span import Span
 
 
@@ -32,7 +32,9 @@ class _Node:
 
 
 class PrefixTree:
-    """Exact prefixes under one fingerprint.
+    """Exact prefixes under one fingerprint, with a top of its own for every tenant.
+
+    Tenants share room and nothing else: what was used least recently goes first, whosever it is.
 
     Attributes:
         root: lineage of the empty prefix; the tree answers only for spans that continue it.
@@ -43,18 +45,18 @@ class PrefixTree:
         self.pool = pool
         self.root = root
         self.refused = 0
-        self._top = _Node(None, None, [])
+        self._tops: dict[str, _Node] = {}
         self._clock = count(1)
 
-    def match(self, tokens: Sequence[int]) -> list[Span]:
-        """Return the spans of the longest known prefix of these tokens.
+    def match(self, tokens: Sequence[int], tenant: str) -> list[Span]:
+        """Return the spans of the longest prefix of these tokens that a tenant's requests computed.
 
         A span whose lineage is not that of a fresh prefill ends the match and is counted.
         """
         spans: list[Span] = []
         lineage, now = self.root, next(self._clock)
-        node, done = self._top, 0
-        while done < len(tokens) and (child := node.children.get(tokens[done])) is not None:
+        node, done = self._tops.get(tenant), 0
+        while node and done < len(tokens) and (child := node.children.get(tokens[done])):
             length = common_prefix(child.tokens, tokens, done)
             assert child.span is not None
             span = child.span.sub(0, length)
@@ -70,12 +72,17 @@ class PrefixTree:
                 break
         return spans
 
-    def insert(self, doc: KVDoc) -> None:
-        """Remember the exact prefix of a document; what it has written is closed first."""
+    def insert(self, doc: KVDoc, tenant: str) -> None:
+        """Remember the exact prefix of a document for a tenant.
+
+        What the document has written is closed first.
+        """
         doc.seal()
         exact = doc.exact_length()
+        if exact == 0:
+            return
         now = next(self._clock)
-        node = self._top
+        node = self._tops.setdefault(tenant, _Node(None, None, []))
         for span in doc.spans:
             if exact <= 0:
                 break
@@ -83,10 +90,22 @@ class PrefixTree:
             exact -= part.length
             node = self._insert_span(node, part, now)
 
-    def evict(self, num_blocks: int) -> int:
-        """Forget least recently used ends of prefixes until blocks are free; return how many."""
+    @property
+    def now(self) -> int:
+        """A moment behind all uses so far."""
+        return next(self._clock)
+
+    def evict(self, num_blocks: int, moment: int | None = None) -> int:
+        """Forget least recently used ends of prefixes until blocks are free; return how many.
+
+        Args:
+            num_blocks: how many are wanted.
+            moment: forget only what was not used since, and gives blocks back; None takes all.
+        """
         before = self.pool.free_blocks
-        leaves = [(leaf.last_used, id(leaf), leaf) for leaf in self._leaves()]
+        leaves = [
+            (leaf.last_used, id(leaf), leaf) for leaf in self._leaves() if self._goes(leaf, moment)
+        ]
         heapq.heapify(leaves)
         while leaves and self.pool.free_blocks - before < num_blocks:
             _, _, leaf = heapq.heappop(leaves)
@@ -95,8 +114,9 @@ class PrefixTree:
             self.pool.release(*leaf.span.pool_slots)
             parent = leaf.parent
             del parent.children[leaf.tokens[0]]
-            if not parent.children and parent.span is not None:
+            if not parent.children and parent.span is not None and self._goes(parent, moment):
                 heapq.heappush(leaves, (parent.last_used, id(parent), parent))
+        self._tops = {tenant: top for tenant, top in self._tops.items() if top.children}
         return self.pool.free_blocks - before
 
     def clear(self) -> None:
@@ -104,7 +124,7 @@ class PrefixTree:
         for node in self._nodes():
             assert node.span is not None
             self.pool.release(*node.span.pool_slots)
-        self._top.children.clear()
+        self._tops.clear()
 
     @property
     def num_leaves(self) -> int:
@@ -134,6 +154,15 @@ class PrefixTree:
             node = child
         return node
 
+    def _goes(self, node: _Node, moment: int | None) -> bool:
+        """Whether an end may be forgotten: always, or if it is old and nobody else shows it."""
+        if moment is None:
+            return True
+        assert node.span is not None
+        first, stop = node.span.pool_slots
+        owners = self.pool.owners()[first // PAGE_SLOTS : blocks_for(stop)]
+        return node.last_used < moment and bool((owners == 1).any())
+
     def _split(self, node: _Node, length: int) -> _Node:
         """Cut a node in two; return the first part."""
         span, parent = node.span, node.parent
@@ -150,7 +179,7 @@ class PrefixTree:
         return head
 
     def _nodes(self) -> Iterator[_Node]:
-        stack = list(self._top.children.values())
+        stack = [child for top in self._tops.values() for child in top.children.values()]
         while stack:
             node = stack.pop()
             stack.extend(node.children.values())

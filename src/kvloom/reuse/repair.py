@@ -65,7 +65,11 @@ class Repair:
         self._rule = rule
         self._step_rows = step_rows
         self._count = min(math.ceil(share * len(self._rows.place)), len(self._rows.place))
-        compares = rule.check_layer is not None and 0 < self._count < len(self._rows.place)
+        self._check_layer: int | None = None
+        if rule.check_layer is not None and 0 < self._count < len(self._rows.place):
+            # A model of one layer has no other; there no edit changes a value, and none deviates.
+            self._check_layer = min(rule.check_layer, len(doc.pool.values) - 1)
+        compares = self._check_layer is not None
         self._to_compare = self._rows.place if compares else self._rows.place[:0]
         self._changes: list[np.ndarray] = []
         self._norms: list[np.ndarray] = []
@@ -121,12 +125,12 @@ class Repair:
         Values at layer 1 depend on keys and values of layer 0 only, which no edit changes: the
         chunks need not see each other's.
         """
-        layer = self._rule.check_layer
+        layer = self._check_layer
         assert layer is not None
         places = self._to_compare[self._compared :][: self._step_rows]
         seen = _Values(layer)
         runner.forward([self._rows_at(places, keep=False)], observe=seen, stop_after=layer)
-        assert seen.values is not None, "the runner has fewer layers than the check layer"
+        assert seen.values is not None, "the runner did not show the check layer"
         fresh = seen.values.float()
         cached = values_at(self.doc, layer, places).float()
         self._changes.append((fresh - cached).square().sum(dim=(0, 2)).cpu().numpy())

@@ -103,6 +103,11 @@ class Scheduler:
             return self.running[0]
         return self.waiting[0] if self.waiting else None
 
+    def prefer(self, job: Job) -> None:
+        """Let a waiting job be the next one."""
+        self.waiting.remove(job)
+        self.waiting.appendleft(job)
+
     def preempt(self, job: Job) -> None:
         """Take a running job's memory away; it goes to the head of the queue."""
         self._memory.withdraw(job)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kvloom.config import EngineConfig
+from kvloom.engine.joining import TokenPart
+from kvloom.engine.stored import StoreUse
 from kvloom.outputs import EditReceipt, EngineStats, Fidelity, Provenance, StreamChunk
 from kvloom.params import SamplingParams
 from kvloom.reuse.edit_series import TextEdit
@@ -36,6 +38,14 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def render_chat(self, messages: list[dict[str, Any]]) -> str:
+        """Return the text of a conversation, generation prompt added.
+
+        Raises:
+            RequestError: the model's chat template does not take the messages.
+        """
+        ...
+
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes a token stands for; empty for special tokens."""
         ...
@@ -52,6 +62,16 @@ class BackendDocument(Protocol):
     @property
     def text(self) -> str:
         """The whole text."""
+        ...
+
+    @property
+    def tenant(self) -> str:
+        """Digest of whose KV it is."""
+        ...
+
+    @property
+    def receipt(self) -> EditReceipt | None:
+        """What was done to the KV last; None for a text that was computed."""
         ...
 
     @property
@@ -102,6 +122,14 @@ class BackendDocument(Protocol):
         ...
 
 
+class BackendStore(Protocol):
+    """What the engine keeps beyond its process; an `AsyncStore`."""
+
+    async def statistics(self) -> StoreUse:
+        """Return what the store did since it was opened."""
+        ...
+
+
 class Backend(Protocol):
     """An engine that answers many requests at once on one event loop."""
 
@@ -125,6 +153,11 @@ class Backend(Protocol):
         """Settings of the engine."""
         ...
 
+    @property
+    def store(self) -> BackendStore | None:
+        """What is kept beyond the process; None if nothing is."""
+        ...
+
     def stream_tokens(
         self,
         tokens: list[int],
@@ -132,6 +165,7 @@ class Backend(Protocol):
         base: Any = None,
         *,
         exact_only: bool = False,
+        tenant: str,
     ) -> AsyncIterator[StreamChunk]:
         """Generate; closing the async generator cancels the request and frees its pages.
 
@@ -140,11 +174,40 @@ class Backend(Protocol):
             params: how to generate.
             base: KV of a document that the prompt may start with.
             exact_only: take of it what equals a fresh prefill, and no more.
+            tenant: digest of whose KV may answer, and whose this becomes.
         """
         ...
 
-    async def document(self, text: str | Sequence[int]) -> BackendDocument:
-        """Return a document of this text whose KV is computed and kept."""
+    async def document(
+        self, text: str | Sequence[int], *, cache_salt: str | None = None
+    ) -> BackendDocument:
+        """Return a document of this text whose KV is computed and kept.
+
+        Args:
+            text: its text, or token ids.
+            cache_salt: keeps the KV from all who do not give the same.
+        """
+        ...
+
+    async def join_tokens(
+        self,
+        parts: Sequence[TokenPart],
+        *,
+        fidelity: Fidelity,
+        share: float,
+        planner: str,
+        tenant: str,
+    ) -> BackendDocument:
+        """Return a document of parts, some of which bring KV or may be computed alone.
+
+        Args:
+            parts: of the document.
+            fidelity: `repaired` or `shifted`.
+            share: of the rows of a part that is computed again where `repaired`.
+            planner: says what is done with each part.
+            tenant: digest of whose KV may answer, and whose this becomes; that of all KV which
+                parts bring.
+        """
         ...
 
     async def stats(self) -> EngineStats:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from kvloom.engine.fidelity import REPAIRED_SHARE
 from kvloom.outputs import Fidelity
 from kvloom.reuse.edit_series import TextEdit
-from kvloom.serve.schemas import Body
+from kvloom.serve.schemas import Body, CacheSalt
 from kvloom.serve.unsupported import refusal
 
 MAX_NAME_CHARS = 200
@@ -27,6 +27,7 @@ class CreateBody(Body):
     """Body of `POST /v1/kv/documents`: a text or token ids."""
 
     model: str | None = None
+    cache_salt: CacheSalt | None = None
     name: Name | None = None
     text: str | None = None
     tokens: list[int] | None = None

@@ -6,6 +6,7 @@ Does not know: how a document is kept or changed.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -26,9 +27,10 @@ from kvloom.serve.document_bodies import (
     RepairBody,
     ScoreBody,
 )
-from kvloom.serve.documents import HeldDocument
+from kvloom.serve.documents import HeldDocument, Lead
 from kvloom.serve.logprobs import finite, token_label
-from kvloom.serve.service import Service, owner_of, service_of
+from kvloom.serve.prompting import lead_of
+from kvloom.serve.service import Service, owner_of, salt_of, service_of
 from kvloom.serve.strict_json import StrictJSONRoute
 
 ETAG = re.compile(r'"(\d{1,18})"')
@@ -55,10 +57,10 @@ async def create(body: CreateBody, request: Request, service: Parts, owner: Owne
     """Keep a text, compute its KV, and give it an id."""
     service.check_model(body.model)
 
-    async def make() -> tuple[BackendDocument, str]:
+    async def make() -> tuple[BackendDocument, Lead]:
         lead, tokens = await service.with_tokenizer(lambda tokenizer: _read(tokenizer, body))
-        document = await service.llm.document(tokens)
-        if body.text is not None and document.text != lead + body.text:
+        document = await service.llm.document(tokens, cache_salt=salt_of(owner, body.cache_salt))
+        if body.text is not None and document.text != lead.text + body.text:
             raise RequestError(
                 "The tokenizer cannot spell this text as it is, so places in it would shift; "
                 "leave out control characters, or what the tokenizer normalises.",
@@ -74,7 +76,9 @@ async def create(body: CreateBody, request: Request, service: Parts, owner: Owne
 @router.get("")
 async def list_documents(service: Parts, owner: Owner) -> Response:
     """List the documents of this API key, oldest first."""
-    data = [_fields(service, held) for held in service.documents.of(owner)]
+    found = service.documents.of(owner)
+    await asyncio.gather(*map(service.documents.refresh, found))
+    data = [_fields(service, held) for held in found]
     return JSONResponse({"object": "list", "data": data})
 
 
@@ -103,7 +107,7 @@ async def patch(body: PatchBody, held: Held, request: Request, service: Parts) -
             await _append(held, body.append)
         else:
             receipt = await held.document.edit_all(
-                body.text_edits(held.lead),
+                body.text_edits(held.lead.text),
                 fidelity=body.fidelity or "exact",
                 share=body.share_or_default,
                 selector=body.selector or "blend",
@@ -149,7 +153,7 @@ async def fork(
     """Keep a second document with the same text; both share their KV."""
     fidelity = held.fidelity
 
-    async def make() -> tuple[BackendDocument, str]:
+    async def make() -> tuple[BackendDocument, Lead]:
         return await held.document.fork(), held.lead
 
     name = body.name if body is not None else None
@@ -162,6 +166,7 @@ async def fork(
 @router.post("/{document_id}/score")
 async def score(body: ScoreBody, held: Held, request: Request, service: Parts) -> Response:
     """Return the log-probability of each token of a text behind the document."""
+    await service.documents.refresh(held)
     snapshot = held.snapshot()
     scoring = held.document.score(body.text)
     logprobs = await service.guard.run(scoring, request.receive)
@@ -182,18 +187,16 @@ async def score(body: ScoreBody, held: Held, request: Request, service: Parts) -
     )
 
 
-def _read(tokenizer: Tokenizer, body: CreateBody) -> tuple[str, list[int]]:
+def _read(tokenizer: Tokenizer, body: CreateBody) -> tuple[Lead, list[int]]:
     """Return what the tokenizer puts before a text, and all tokens."""
     if body.text is None:
-        return "", body.tokens or []
+        return Lead(), body.tokens or []
     plain = tokenizer.encode(body.text, add_special_tokens=False)
-    tokens = tokenizer.encode(body.text)
-    count = len(tokens) - len(plain)
-    lead = tokenizer.decode(tokens[:count], skip_special_tokens=False)
-    # What does not stand before the text would end up inside of it at the first change.
-    if tokens[count:] != plain or "\n" in lead or "\r" in lead:
-        return "", plain
-    return lead, tokens
+    tokens = lead_of(tokenizer, body.text)
+    spelled = tokenizer.decode(tokens, skip_special_tokens=False)
+    if "\n" in spelled or "\r" in spelled:  # would count as a line of the client's
+        return Lead(), plain
+    return Lead(spelled, tuple(tokens)), [*tokens, *plain]
 
 
 async def _append(held: HeldDocument, text: str) -> None:

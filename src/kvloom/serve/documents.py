@@ -24,6 +24,19 @@ ID_PATTERN = re.compile(r"doc-[0-9a-f]{32}")
 EXACT_STATES = {"exact", "forgotten"}
 
 
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """What the tokenizer puts before a text; no part of the client's.
+
+    Attributes:
+        text: what it spells.
+        tokens: token ids.
+    """
+
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+
+
 @dataclass(slots=True)
 class HeldDocument:
     """A document that a client keeps.
@@ -31,7 +44,7 @@ class HeldDocument:
     Attributes:
         id: its name in the API; cannot be guessed.
         document: the engine's.
-        lead: what the tokenizer's own tokens at the beginning spell; no part of the client's text.
+        lead: the tokenizer's own beginning.
         name: a label.
         version: counts the changes of its text.
         fidelity: how its KV came about.
@@ -42,7 +55,7 @@ class HeldDocument:
 
     id: str
     document: BackendDocument
-    lead: str
+    lead: Lead
     name: str | None
     version: int = 1
     fidelity: Fidelity = "exact"
@@ -54,13 +67,21 @@ class HeldDocument:
     @property
     def text(self) -> str:
         """The client's text."""
-        return self.document.text[len(self.lead) :]
+        return self.document.text[len(self.lead.text) :]
 
     def snapshot(self) -> Snapshot:
         """Return the document as it is now; later changes do not touch what is returned."""
         self.last_used = time.time()
-        kv = self.document.kv
-        return Snapshot(self.id, self.version, self.text, self.document.tokens, self.fidelity, kv)
+        tokens, lead = self.document.tokens, len(self.lead.tokens)
+        return Snapshot(
+            self.id,
+            self.version,
+            self.text,
+            tokens,
+            self.fidelity,
+            self.document.kv,
+            lead if tuple(tokens[:lead]) == self.lead.tokens else 0,
+        )
 
     def note(self, receipt: EditReceipt) -> None:
         """Take over what an edit did to the KV."""
@@ -86,6 +107,7 @@ class Snapshot:
         tokens: token ids, those before the client's text included.
         fidelity: how its KV came about.
         kv: its KV, for the engine alone.
+        num_lead: tokens before the client's text.
     """
 
     id: str
@@ -94,6 +116,7 @@ class Snapshot:
     tokens: list[int]
     fidelity: Fidelity
     kv: Any
+    num_lead: int = 0
 
 
 class Documents:
@@ -134,14 +157,14 @@ class Documents:
         self,
         owner: str,
         name: str | None,
-        make: Callable[[], Awaitable[tuple[BackendDocument, str]]],
+        make: Callable[[], Awaitable[tuple[BackendDocument, Lead]]],
     ) -> HeldDocument:
         """Make a document and keep it.
 
         Args:
             owner: whose it is.
             name: a label.
-            make: gives the engine's document, and the text before the client's.
+            make: gives the engine's document, and what stands before the client's text.
 
         Raises:
             TooManyDocumentsError: the owner has as many as it may have.
@@ -228,6 +251,11 @@ class Documents:
         if held.document.kv is kv:
             held.note_states(provenance.tokens.keys())
         return provenance, nbytes
+
+    async def refresh(self, held: HeldDocument) -> None:
+        """Take note if a document has become exact while nothing else ran."""
+        if held.fidelity != "exact":
+            await self.provenance(held)
 
     async def _carried_out(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what `work` returns; it goes on when nobody waits for it."""

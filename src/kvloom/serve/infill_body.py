@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from kvloom.params import SamplingParams
 from kvloom.serve.infill import ExtraText, Gap
-from kvloom.serve.schemas import Body, KvloomOptions, Stops
+from kvloom.serve.schemas import Body, CacheSalt, KvloomOptions, Stops
 from kvloom.serve.unsupported import INFILL, Harmless, refusal
 
 T = TypeVar("T")
@@ -44,6 +44,7 @@ class InfillBody(Body):
     prompt: str | None = None
     n_predict: int | None = None
     model: str | None = None
+    cache_salt: CacheSalt | None = None
     kvloom: KvloomOptions | None = None
     stream: bool | None = None
     stop: Stops | None = None

@@ -91,7 +91,7 @@ class Gate:
             return
         headers = Headers(scope=scope)
         key = known_key(headers.get("authorization"), self._digests)
-        # Whose documents a request may see; without keys everybody who may ask is one owner.
+        # Whose documents and KV a request may use; without keys all who may ask are one owner.
         scope.setdefault("state", {})["owner"] = "" if key is None else key.hex()
         refusal = self._refusal(scope["path"], headers, key)
         if refusal is None:

@@ -16,6 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kvloom.engine.stored import StoreUse
 from kvloom.outputs import EditReceipt, EngineStats, Usage
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -44,6 +45,30 @@ COUNTERS = {
     "steps": "Forward passes.",
     "prefix_hits": "Admissions that reused at least one token.",
     "prefix_queries": "Admissions that looked for reusable tokens.",
+    "idle_repaired_rows": "Rows of documents that were made exact while nobody waited.",
+    "idle_repair_failures": "Documents that could not be made exact while nobody waited.",
+}
+STORE_COUNTERS = {
+    "loaded_tokens": "Tokens whose KV came from the store.",
+    "kept_tokens": "Tokens whose KV was handed to the store.",
+    "missed_tokens": "Tokens whose stored KV came too late, damaged or not at all.",
+    "dropped": "Stretches of KV that were not stored: too many waited, or it failed.",
+    "lookups_skipped": "Requests that did not ask the store, because an earlier read hangs.",
+    "secret": "Chunks that were kept in memory only, because of credentials.",
+}
+TIER_COUNTERS = {
+    "hits": "Reads that found a chunk, by tier.",
+    "misses": "Reads that did not find a chunk, by tier.",
+    "stored": "Chunks that were taken, by tier.",
+    "refused": "Chunks that were not taken, for lack of room, rights or a connection, by tier.",
+    "evicted": "Chunks that made room for others, by tier.",
+    "corrupt": "Chunks that were damaged, and removed, by tier.",
+    "errors": "Calls of the system or the network that failed, by tier.",
+    "skipped": "Calls that were not tried, because those before had failed, by tier.",
+}
+TIER_GAUGES = {
+    "chunks": "Chunks in the store, by tier; 0 where a tier does not know.",
+    "nbytes": "Bytes in the store, by tier; 0 where a tier does not know.",
 }
 
 
@@ -75,6 +100,38 @@ class EngineCollector(Collector):
         yield finished
 
 
+class StoreCollector(Collector):
+    """Shows the store's counters as they were when Prometheus asked.
+
+    Attributes:
+        use: the counters; None without a store.
+    """
+
+    def __init__(self) -> None:
+        self.use: StoreUse | None = None
+
+    def describe(self) -> list[Metric]:
+        """Return nothing, so that registering shows no counters."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the store's counters, and those of its tiers."""
+        use = self.use
+        for name, text in STORE_COUNTERS.items():
+            value = None if use is None else getattr(use, name)
+            yield CounterMetricFamily(f"kvloom_store_{name}", text, value=value)
+        pending = None if use is None else use.pending
+        yield GaugeMetricFamily("kvloom_store_pending", "KV on its way to a tier.", value=pending)
+        tiers = {} if use is None else use.tiers
+        for kind, names in ((CounterMetricFamily, TIER_COUNTERS), (GaugeMetricFamily, TIER_GAUGES)):
+            for name, text in names.items():
+                shown = "bytes" if name == "nbytes" else name
+                family = kind(f"kvloom_store_{shown}", text, labels=["tier"])
+                for tier, statistics in tiers.items():
+                    family.add_metric([tier], getattr(statistics, name))
+                yield family
+
+
 class Metrics:
     """The server's metrics in a registry of their own."""
 
@@ -82,7 +139,9 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self._engine = EngineCollector()
         self._num_awaiting = 0
+        self._store = StoreCollector()
         registry.register(self._engine)
+        registry.register(self._store)
         ProcessCollector(registry=registry)
         self.http_seconds = Histogram(
             "kvloom_http_request_seconds",
@@ -130,6 +189,23 @@ class Metrics:
             ["fidelity"],
             registry=registry,
         )
+        self.joined_prompts = Counter(
+            "kvloom_joined_prompts",
+            "Requests whose documents and chunks were joined, by what was done to their KV.",
+            ["fidelity"],
+            registry=registry,
+        )
+        self.joined_rows = Counter(
+            "kvloom_joined_rows",
+            "Tokens of joined documents and chunks, by whether their KV was computed or reused.",
+            ["kv"],
+            registry=registry,
+        )
+        self.parts_read_as_text = Counter(
+            "kvloom_parts_read_as_text",
+            "Chats whose parts were not joined, since the template does not show them as they are.",
+            registry=registry,
+        )
         self.document_rows = Counter(
             "kvloom_document_rows",
             "Tokens of edited documents, by whether their KV was computed again or kept.",
@@ -137,14 +213,17 @@ class Metrics:
             registry=registry,
         )
 
-    def exposition(self, accept: str, stats: EngineStats) -> tuple[bytes, str]:
+    def exposition(
+        self, accept: str, stats: EngineStats, store: StoreUse | None = None
+    ) -> tuple[bytes, str]:
         """Return all metrics and their content type.
 
         Args:
             accept: the `Accept` header.
             stats: the engine's counters as they are now.
+            store: the store's counters; None without one.
         """
-        self._engine.stats = stats
+        self._engine.stats, self._store.use = stats, store
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
 
@@ -175,6 +254,12 @@ class Metrics:
         if usage.total_s is not None and later_tokens > 0:
             seconds = max(0.0, usage.total_s - usage.time_to_first_token_s)
             self.per_token_seconds.observe(seconds / later_tokens)
+
+    def joined(self, receipt: EditReceipt, num_tokens: int) -> None:
+        """Count a prompt whose parts, of so many tokens, were joined."""
+        self.joined_prompts.labels(receipt.fidelity).inc()
+        self.joined_rows.labels("computed").inc(receipt.recomputed)
+        self.joined_rows.labels("reused").inc(max(0, num_tokens - receipt.recomputed))
 
     def edited(self, receipt: EditReceipt, num_tokens: int) -> None:
         """Count an edit of a document that has so many tokens now."""

@@ -6,7 +6,7 @@ Does not know: ranges of sampling values; `kvloom.params` checks those.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
@@ -14,12 +14,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 from kvloom.outputs import Fidelity
 from kvloom.params import MAX_LOGPROBS, SamplingParams
 from kvloom.serve import unsupported
-from kvloom.serve.parts import Content, DocumentPart
+from kvloom.serve.content import Content, DocumentPart, Reusable, before_prompt, content_of
 from kvloom.serve.unsupported import Harmless, refusal, without_harmless
 
 MAX_STOPS = 64
 MAX_DOCUMENTS = 64
-PART_FIELDS = {"text": "text", "document": "document_id"}
 
 
 def _is_text(value: object) -> bool:
@@ -44,29 +43,6 @@ def _prompts(value: Any) -> list[str | list[int]]:
     )
 
 
-def _content(value: object) -> Content:
-    if isinstance(value, str):
-        return (value,)
-    if not isinstance(value, list) or not value:
-        raise refusal(None, "A message's content must be a text, or text and document parts.")
-    return tuple(_part(part) for part in value)
-
-
-def _part(part: object) -> str | DocumentPart:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if not isinstance(part, dict) or kind not in PART_FIELDS:
-        raise refusal(
-            None,
-            f"Content parts of type {kind!r} are not supported yet; send parts of the types text "
-            "and document only.",
-        )
-    name = PART_FIELDS[kind]
-    if set(part) != {"type", name} or not _is_text(part[name]):
-        raise refusal(None, f"A {kind} part holds `type` and the text `{name}`, nothing else.")
-    text: str = part[name]
-    return DocumentPart(text) if kind == "document" else text
-
-
 def _texts(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -87,6 +63,10 @@ Stops = Annotated[
     list[str],
     BeforeValidator(_texts, json_schema_input_type=str | list[str]),
     Field(max_length=MAX_STOPS),
+]
+CacheSalt = Annotated[str, Field(min_length=1)]
+BeforePrompt = Annotated[
+    Reusable, PlainValidator(before_prompt, json_schema_input_type=str | dict[str, str])
 ]
 LogitBias = Annotated[
     dict[int, float], BeforeValidator(_int_keys, json_schema_input_type=dict[str, float])
@@ -117,16 +97,27 @@ class KvloomOptions(Body):
     """What is asked of the KV behind an answer; even an empty object asks for the receipt."""
 
     fidelity: Fidelity | None = None
+    planner: Literal["blend", "craft", "first", "none", "random"] | None = None
+    share: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _check_repair(self) -> Self:
+        if self.fidelity != "repaired" and (self.share, self.planner) != (None, None):
+            name = "planner" if self.share is None else "share"
+            raise refusal(name, f"{name} goes with the fidelity `repaired`.")
+        return self
 
 
 class SamplingBody(Body):
     """The fields that completions and chats share; null means the default.
 
     `user`, `metadata`, `safety_identifier` and `prompt_cache_key` are labels: they are accepted
-    and change nothing (equal prefixes are reused without being named).
+    and change nothing (equal prefixes are reused without being named). `cache_salt` keeps the KV of
+    a request from all that do not send the same.
     """
 
     model: str | None = None
+    cache_salt: CacheSalt | None = None
     frequency_penalty: float | None = None
     ignore_eos: bool | None = None
     kvloom: KvloomOptions | None = None
@@ -204,7 +195,7 @@ class CompletionBody(SamplingBody):
     add_special_tokens: bool | None = None
     best_of: int | None = None
     document: str | None = None
-    documents: Annotated[list[str], Field(max_length=MAX_DOCUMENTS)] | None = None
+    documents: Annotated[list[BeforePrompt], Field(max_length=MAX_DOCUMENTS)] | None = None
     echo: bool | None = None
     logprobs: int | None = None
     suffix: str | None = None
@@ -217,9 +208,9 @@ class CompletionBody(SamplingBody):
             raise refusal("max_tokens", "max_tokens may be 0 only with echo; ask for a token.")
         if self.document is not None and self.documents:
             raise refusal("documents", "Send either document or documents.")
-        if self.prompt is None and not self.document_ids:
+        if self.prompt is None and not self.beginning:
             raise refusal("prompt", "prompt is missing; give a value.")
-        if self.document_ids and self.add_special_tokens:
+        if self.beginning and self.add_special_tokens:
             raise refusal(
                 "add_special_tokens",
                 "add_special_tokens goes before a text; behind a document there is no place for "
@@ -230,7 +221,7 @@ class CompletionBody(SamplingBody):
         return self
 
     def _check_suffix(self) -> None:
-        if self.document_ids:
+        if self.beginning:
             raise refusal("suffix", "suffix goes with a prompt, not with a document.")
         if self.echo:
             raise refusal("echo", "echo does not go with suffix; leave it out.")
@@ -243,9 +234,16 @@ class CompletionBody(SamplingBody):
         return [""] if self.prompt is None else self.prompt
 
     @property
-    def document_ids(self) -> list[str]:
-        """The documents that the prompts go on from."""
-        return [self.document] if self.document is not None else self.documents or []
+    def beginning(self) -> list[Reusable]:
+        """The documents and chunks that the prompts go on from."""
+        if self.document is not None:
+            return [DocumentPart(self.document)]
+        return self.documents or []
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt are wanted."""
+        return bool(self.echo) and self.logprobs is not None
 
     @property
     def only_echo(self) -> bool:
@@ -276,29 +274,20 @@ class ChatMessage(Body):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        Content, PlainValidator(_content, json_schema_input_type=str | list[dict[str, str]])
+        Content, PlainValidator(content_of, json_schema_input_type=str | list[dict[str, str]])
     ]
     name: str | None = None
 
-    def for_template(self, texts: Mapping[str, str]) -> dict[str, Any]:
+    def for_template(self, spelled: Callable[[Reusable], str]) -> dict[str, Any]:
         """Return the message as chat templates know it.
 
         Args:
-            texts: of the documents, by id.
+            spelled: what stands in the place of a document or a chunk.
         """
         role = "system" if self.role == "developer" else self.role
-        parts = [
-            texts[part.document_id] if isinstance(part, DocumentPart) else part
-            for part in self.content
-        ]
+        parts = [part if isinstance(part, str) else spelled(part) for part in self.content]
         message = {"role": role, "content": "\n".join(parts)}
         return message if self.name is None else message | {"name": self.name}
-
-
-def document_ids(messages: Iterable[ChatMessage]) -> list[str]:
-    """Return the documents that messages name."""
-    parts = [part for message in messages for part in message.content]
-    return [part.document_id for part in parts if isinstance(part, DocumentPart)]
 
 
 class ChatBody(SamplingBody):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from kvloom.outputs import Usage
+from kvloom.outputs import EditReceipt, Usage
 
 
 def usage_fields(usages: Sequence[Usage], *, only_echo: bool = False) -> dict[str, Any]:
@@ -47,3 +48,16 @@ def _receipt(usages: Sequence[Usage]) -> dict[str, Any]:
         "total_s": max(totals, default=None),
         "provenance": {"tokens": dict(tokens), "bytes": dict(nbytes)},
     }
+
+
+def with_joining(usage: Usage, receipt: EditReceipt) -> Usage:
+    """Return the receipt of a prompt with what it took to join its parts before."""
+    computed = usage.computed_tokens + receipt.recomputed
+    first, total = usage.time_to_first_token_s, usage.total_s
+    return replace(
+        usage,
+        computed_tokens=computed,
+        cached_tokens=max(0, min(usage.cached_tokens, usage.prompt_tokens - computed)),
+        time_to_first_token_s=None if first is None else first + receipt.seconds,
+        total_s=None if total is None else total + receipt.seconds,
+    )

@@ -120,3 +120,7 @@ def _digest(purpose: bytes, *parts: bytes) -> bytes:
         state.update(len(part).to_bytes(8, "little"))
         state.update(part)
     return state.digest()
+
+
+ANYBODY = hash_tenant("")
+"""The tenant of all who name none."""

@@ -43,6 +43,11 @@ class Entry:
     last_used: float
     pinned: bool
 
+    @property
+    def name(self) -> str:
+        """Name of the chunk."""
+        return self.key.name
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Continuation:

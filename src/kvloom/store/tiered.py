@@ -3,8 +3,9 @@
 Knows: in which tier a chunk belongs, and what moves among them in the background.
 Does not know: how any tier keeps chunks.
 
-Reading is done by the caller's thread, or by `fetch` on a thread for reading. All that writes below
-memory is done in order by one thread, so that a deleted chunk cannot come back.
+Reading is done by the caller's thread, or by `fetch` on a thread for reading; a remote place is
+looked through on a thread of its own. All that writes below memory is done in order by one thread,
+so that a deleted chunk cannot come back.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass, replace
 from kvloom.store.chunk import Chunk
 from kvloom.store.disk import DiskStore
 from kvloom.store.key import ChunkKey, Place
+from kvloom.store.prefix import Step, find_prefix
 from kvloom.store.ram import RamStore
 from kvloom.store.remote import RemoteStore
 from kvloom.store.secrets import SecretContexts
@@ -26,6 +28,8 @@ from kvloom.store.tier import ChunkStore, Continuation, Entry, Tally, TierStatis
 from kvloom.store.worker import Worker
 
 logger = logging.getLogger(__name__)
+MAX_LOOKS = 64
+"""Prompts that may wait to be looked for remotely."""
 PENDING_BYTES = 256 * 2**20
 CLOSE_S = 10.0
 
@@ -47,6 +51,21 @@ class StoreStatistics:
     pending: int
 
 
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """Some of a store's tiers, to look for chunks in."""
+
+    tiers: tuple[ChunkStore, ...]
+
+    def continuations(self, place: Place, next_token: int | None = None) -> Sequence[Continuation]:
+        """Return the chunks at a place in any of the tiers, each once."""
+        found: dict[str, Continuation] = {}
+        for tier in self.tiers:
+            for candidate in tier.continuations(place, next_token):
+                found.setdefault(candidate.key.name, candidate)
+        return list(found.values())
+
+
 class TieredStore:
     """Memory in front of an optional folder and an optional remote place.
 
@@ -55,6 +74,10 @@ class TieredStore:
         disk: the second tier.
         remote: the third tier.
         pending_bytes: KV that may wait to be written; what comes above is dropped and counted.
+
+    Attributes:
+        folder: of the second tier; None if there is none.
+        near: the tiers that answer at once.
     """
 
     name = "tiered"
@@ -67,6 +90,7 @@ class TieredStore:
         *,
         pending_bytes: int = PENDING_BYTES,
     ) -> None:
+        self.folder = None if disk is None else disk.folder
         self._ram = ram
         self._lower: list[ChunkStore] = [tier for tier in (disk, remote) if tier is not None]
         self._secrets = SecretContexts()
@@ -76,6 +100,8 @@ class TieredStore:
         self._tally = Tally(logger)
         self._writer = Worker("kvloom-store-writer", pending_bytes)
         self._reader = Worker("kvloom-store-reader", 2**63)
+        self._seeker = None if remote is None else Worker("kvloom-store-seeker", MAX_LOOKS)
+        self.near = Tiers((ram,) if disk is None else (ram, disk))
 
     def get(self, key: ChunkKey) -> Chunk | None:
         """Return a chunk from the first tier that has it, and copy it up in the background."""
@@ -95,6 +121,17 @@ class TieredStore:
             future = Future()
             future.set_result(None)
         return future
+
+    def find_far(
+        self, fingerprint: bytes, tokens: Sequence[int], tenant: str
+    ) -> Future[list[Step]] | None:
+        """Look for a prompt's beginning in all tiers, on another thread.
+
+        None where no tier is far away, or where too many wait for it.
+        """
+        if self._seeker is None:
+            return None
+        return self._seeker.submit(lambda: find_prefix(self, fingerprint, tokens, tenant))
 
     def put(self, chunk: Chunk, *, secret: bool = False) -> bool:
         """Keep a chunk in memory now and below it soon; say whether any tier takes it.
@@ -151,11 +188,7 @@ class TieredStore:
 
     def continuations(self, place: Place, next_token: int | None = None) -> Sequence[Continuation]:
         """Return the chunks at a place in any tier, each once."""
-        found: dict[str, Continuation] = {}
-        for tier in (self._ram, *self._lower):
-            for candidate in tier.continuations(place, next_token):
-                found.setdefault(candidate.key.name, candidate)
-        return list(found.values())
+        return Tiers((self._ram, *self._lower)).continuations(place, next_token)
 
     def statistics(self) -> StoreStatistics:
         """Return the counters."""
@@ -169,6 +202,8 @@ class TieredStore:
     def close(self, timeout_s: float = CLOSE_S) -> bool:
         """Write what waits and let go; say whether everything was written in time."""
         self._reader.close(0.0)
+        if self._seeker is not None:
+            self._seeker.close(0.0)
         done = self._writer.close(timeout_s)
         if not done:
             logger.warning("the store is closed before all chunks were written")

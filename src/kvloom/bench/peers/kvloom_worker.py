@@ -48,6 +48,7 @@ class KvloomWorker:
 
         request = LoadRequest(**fields)
         settings = {"dtype": request.dtype, "kv_memory": request.kv_memory, **request.settings}
+        settings.setdefault("repair_when_idle", False)  # what is approximate is measured as it is
         if request.store is not None:
             settings["store"] = StoreSettings(folder=Path(request.store))
         self._llm = LLM(request.model, threads=request.threads, progress=self._progress, **settings)

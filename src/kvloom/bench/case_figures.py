@@ -1,6 +1,6 @@
 """From outcomes to figures: means, medians, spreads, and what a reader must be warned of.
 
-Knows: which edits can be compared.
+Knows: which cases can be compared.
 Does not know: how the outcomes came about or how they are shown.
 """
 
@@ -13,10 +13,10 @@ from statistics import median
 
 import numpy as np
 
-from kvloom.bench.edit_results import EditReport, EditResult, Outcome
+from kvloom.bench.case_results import CaseReport, CaseResult, Outcome
 from kvloom.bench.figures import BUSY_CORES
 
-FEW_EDITS = 20
+FEW = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,15 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KindRow:
-    """One line of the table: one kind over the edits of one group.
+    """One line of the table: one kind over the cases of one group.
 
     Attributes:
-        group: edits that are summed up together.
+        group: cases that are summed up together.
         kind: its name.
-        edits: how many were compared.
-        share: rows that were run, as shares of the document's.
+        cases: how many were compared.
+        share: rows that were run, as shares of all tokens.
+        repaired: of these, rows whose KV was there already, likewise.
+        loaded_bytes: bytes of KV that were brought into memory.
         first_token_s: seconds; low and high are the quartiles.
         divergence: KL to full recompute in nats; high is the ninth decile, low the first.
         agreement: mean share of equal likeliest tokens.
@@ -50,8 +52,10 @@ class KindRow:
 
     group: str
     kind: str
-    edits: int
+    cases: int
     share: Spread
+    repaired: Spread
+    loaded_bytes: Spread
     first_token_s: Spread
     divergence: Spread
     agreement: float
@@ -60,8 +64,8 @@ class KindRow:
     preference_error: float | None
 
 
-def make_rows(report: EditReport) -> list[KindRow]:
-    """Return one row per group and kind, over the edits that all kinds carried out as asked."""
+def make_rows(report: CaseReport) -> list[KindRow]:
+    """Return one row per group and kind, over the cases that all kinds carried out as asked."""
     groups = dict.fromkeys(result.group for result in report.results)
     rows = []
     for group in groups:
@@ -71,8 +75,8 @@ def make_rows(report: EditReport) -> list[KindRow]:
     return rows
 
 
-def comparable(results: Sequence[EditResult]) -> list[EditResult]:
-    """Return the edits in which no kind failed or was computed exactly instead."""
+def comparable(results: Sequence[CaseResult]) -> list[CaseResult]:
+    """Return the cases in which no kind failed or was computed exactly instead."""
     return [
         result
         for result in results
@@ -80,24 +84,20 @@ def comparable(results: Sequence[EditResult]) -> list[EditResult]:
     ]
 
 
-def find_warnings(report: EditReport) -> list[str]:
-    """Return what a reader of the figures must know."""
+def find_warnings(report: CaseReport, own: Sequence[str] = ()) -> list[str]:
+    """Return what a reader of the figures must know.
+
+    Args:
+        report: of a bench.
+        own: what only this bench has to warn of.
+    """
     results = report.results
     warnings = []
-    if 0 < (count := len(comparable(results))) < FEW_EDITS:
-        warnings.append(f"{count} edits are few: read the figures as a sign that it works.")
-    if exact := sum(any(outcome.fell_back for outcome in r.outcomes) for r in results):
-        warnings.append(
-            f"{exact} edits change the first tokens of the document, which kvloom computes exactly "
-            "whatever is asked for; they are not in the table."
-        )
+    if 0 < (count := len(comparable(results))) < FEW:
+        warnings.append(f"{count} {report.noun} are few: read the figures as a sign that it works.")
+    warnings += own
     failures = Counter(o.failure for r in results for o in r.outcomes if o.failure)
     warnings += [f"{count} times: {reason}" for reason, count in failures.items()]
-    if cut := [result.cut for result in results if result.cut]:
-        warnings.append(
-            f"{len(cut)} files were longer than the context of {report.options.places.context} "
-            f"tokens; a median of {median(cut):,.0f} tokens before it was cut off."
-        )
     busy = [result.other_cores for result in results if result.other_cores is not None]
     if busy and median(busy) > BUSY_CORES:
         warnings.append(
@@ -110,20 +110,22 @@ def find_warnings(report: EditReport) -> list[str]:
     return warnings
 
 
-def _row(group: str, results: Sequence[EditResult], kind: int) -> KindRow:
+def _row(group: str, results: Sequence[CaseResult], kind: int) -> KindRow:
     outcomes = [result.outcomes[kind] for result in results]
     liked, liked_exactly = _preferences(outcomes), _preferences([r.outcomes[0] for r in results])
     tokens = np.array([result.tokens for result in results])
-    scored = np.array([result.scored for result in results])
+    expected = np.array([result.expected for result in results])
     return KindRow(
         group=group,
         kind=outcomes[0].kind,
-        edits=len(results),
+        cases=len(results),
         share=_spread(np.array([outcome.rows for outcome in outcomes]) / tokens, 25),
+        repaired=_spread(np.array([outcome.repaired for outcome in outcomes]) / tokens, 25),
+        loaded_bytes=_spread(np.array([outcome.loaded_bytes for outcome in outcomes]), 25),
         first_token_s=_spread(np.array([outcome.first_token_s for outcome in outcomes]), 25),
         divergence=_spread(np.array([outcome.divergence for outcome in outcomes]), 10),
         agreement=float(np.mean([outcome.agreement for outcome in outcomes])),
-        nll=float(np.mean(np.array([outcome.nll for outcome in outcomes]) / scored)),
+        nll=float(np.mean(np.array([outcome.nll for outcome in outcomes]) / expected)),
         preference=float(liked.mean()) if len(liked) else None,
         preference_error=float(abs(liked - liked_exactly).mean()) if len(liked) else None,
     )

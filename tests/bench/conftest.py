@@ -1,0 +1,48 @@
+"""Fixtures of the benches that do one thing in several ways: a tiny model that is told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from kvloom import LLM
+from kvloom.bench import case_run
+from kvloom.cost import CostModel
+from tests.model.tiny_models import tiny_llama, write_folder
+
+CONTEXT = 1024
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not look for load before a run."""
+    monkeypatch.setattr(case_run, "watch_idle", lambda: 0.0)
+
+
+@pytest.fixture(scope="package")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose predictions depend on what it reads."""
+    model = tiny_llama(max_position_embeddings=CONTEXT, initializer_range=0.4)
+    return str(write_folder(tmp_path_factory.mktemp("models") / "tiny", model))
+
+
+@pytest.fixture(scope="package")
+def llm(tiny_folder: str) -> Iterator[LLM]:
+    """That model in fp32, without prefix caching and idle repairs."""
+    with LLM(
+        tiny_folder,
+        dtype="float32",
+        enable_prefix_caching=False,
+        repair_when_idle=False,
+        kv_memory="16MiB",
+        threads=1,
+    ) as llm:
+        # So many layers that a comparison is cheap: a planner repairs what it is asked to.
+        llm.loop.call(lambda engine: setattr(engine, "costs", everything_pays)).result()
+        yield llm
+
+
+def everything_pays() -> CostModel:
+    """Return the costs of a large model."""
+    return CostModel.unmeasured(40)
