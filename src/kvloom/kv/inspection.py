@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvloom.kv.doc import KVDoc
-from kvloom.kv.views import views_of
+from kvloom.kv.gather import views_read
 from kvloom.ops.rope import rotate, shift_table
 from kvloom.outputs import DocumentLayout
 from kvloom.types import LayerSpec
@@ -22,7 +22,7 @@ def layout_of(doc: KVDoc) -> DocumentLayout:
         nbytes=doc.nbytes,
         blocks=doc.nbytes // doc.pool.block_bytes,
         spans=len(doc.spans),
-        views=len(views_of(doc)),
+        views=len(views_read(doc)),
     )
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kvloom.kv.doc import KVDoc
-from kvloom.kv.gather import tiles_of
+from kvloom.kv.gather import tiles_of, views_read
 from kvloom.kv.pool import PAGE_SLOTS
-from kvloom.kv.views import Reading, RowRange, View, join, read, share, views_of
+from kvloom.kv.views import Reading, RowRange, View, join, read, share
 
 FEW_ROWS = 8
 """Items of at most so many rows are bound by memory, and cut along the slots."""
@@ -93,12 +93,12 @@ def _groups(
 ) -> list[tuple[tuple[tuple[int, int], ...], tuple[View, ...]]]:
     """Return what is read, by the rows that read it."""
     if len(docs) == 1:
-        views = [_clipped(view, ranges[0], window) for view in views_of(docs[0])]
+        views = [_clipped(view, ranges[0], window) for view in views_read(docs[0])]
         seen = tuple(view for view in views if view is not None)
         return [(((ranges[0].start, ranges[0].stop),), seen)] if seen else []
     readings: list[Reading] = []
     for doc, rows in zip(docs, ranges, strict=True):
-        for view in views_of(doc):
+        for view in views_read(doc):
             readings += read(view, rows, window)
     groups: dict[tuple[tuple[int, int], ...], list[View]] = {}
     for reading in share(readings):

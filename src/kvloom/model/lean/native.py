@@ -32,7 +32,8 @@ from kvloom.ops.native.kernels import (
 )
 from kvloom.ops.native.library import NativeLibrary
 from kvloom.ops.native.memory import ReusedMemory
-from kvloom.ops.rope import shift_table
+from kvloom.ops.rope import shift_table, shift_tables
+from kvloom.ops.tiles import TILE as TILE_SLOTS
 from kvloom.types import KVLayout, Rope, WeightFormat
 
 MAX_QUERIES = 96
@@ -288,9 +289,9 @@ class _ReadStructs:
         self._pieces = np.zeros(len(views), dtype=_PIECE)
         for index, view in enumerate(views):
             bias, pos = self._arrays(view)
-            turn = turns.get(view.shift, 0)
-            first_pos, shift = view.first_pos, view.shift
-            self._pieces[index] = (view.start, view.stop, first_pos, shift, turn, bias, pos)
+            turn, slot_turns = turns.get(view.shift, 0), self._slot_turns(view, rope)
+            place = view.start, view.stop, view.first_pos, view.shift
+            self._pieces[index] = (*place, turn, bias, pos, slot_turns)
         self._growing = np.array(growing, dtype=np.intp)
         self._stops = self._pieces["stop_slot"]
         self._items = np.zeros((len(plan.items), 6), dtype=np.int32)
@@ -326,6 +327,22 @@ class _ReadStructs:
                 self._kept.append(table)
                 turns[view.shift] = table.data_ptr()
         return turns
+
+    def _slot_turns(self, view: View, rope: Rope | None) -> int:
+        """Return where the cosines and sines lie that turn a view's keys slot by slot; 0 for none.
+
+        They are those of whole tiles (tiles, 2, pairs, 64).
+        """
+        shifts = view.slot_shifts
+        if shifts is None or rope is None:
+            return 0
+        before, behind = view.start % TILE_SLOTS, -view.stop % TILE_SLOTS
+        distinct, index = np.unique(np.pad(shifts, (before, behind)), return_inverse=True)
+        tables = torch.stack(shift_tables(rope, torch.from_numpy(distinct)))
+        chosen = tables[:, torch.from_numpy(index.reshape(-1, TILE_SLOTS))]
+        table = chosen.permute(1, 0, 3, 2).contiguous()
+        self._kept.append(table)
+        return table.data_ptr()
 
     def _arrays(self, view: View) -> tuple[int, int]:
         """Return where a view's biases and positions lie; 0 for none."""

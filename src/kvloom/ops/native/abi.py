@@ -10,7 +10,7 @@ import ctypes
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
-ABI = 4
+ABI = 5
 FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
 NORMS = {"none": 0, "rms": 1, "layer": 2}
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
@@ -122,6 +122,7 @@ class Piece(Structure):
         ("turn", c_void_p),
         ("bias", c_void_p),
         ("pos", c_void_p),
+        ("turns", c_void_p),
     )
 
 

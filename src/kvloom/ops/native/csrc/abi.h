@@ -5,7 +5,7 @@
 #pragma once
 #include <cstdint>
 
-#define KVLOOM_ABI 4
+#define KVLOOM_ABI 5
 
 enum Format : int32_t { FORMAT_F32 = 0, FORMAT_BF16 = 1, FORMAT_INT8 = 2, FORMAT_INT4 = 3 };
 enum NormKind : int32_t { NORM_NONE = 0, NORM_RMS = 1, NORM_LAYER = 2 };
@@ -96,6 +96,9 @@ struct Piece {
     const float *turn;   // cos, then sin, per pair: turns the query by -shift; or null
     const float *bias;   // per slot, or null
     const int32_t *pos;  // per slot, or null
+    // Per tile, from the first slot's on: cos, then sin, per pair and slot. Turns its keys to where
+    // they stand now, each by a shift of its own; or null.
+    const float *turns;
 };
 
 // Rows that read the same pieces, as one unit of work per KV head.

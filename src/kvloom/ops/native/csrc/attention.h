@@ -39,7 +39,7 @@ struct Running {
     float most[MAX_QUERIES];
     float total[MAX_QUERIES];
     int64_t pos[MAX_QUERIES];
-    alignas(64) uint16_t keys[TILE * MAX_DIM];  // of int8 arenas: the codes of the tile at hand
+    alignas(64) float keys[TILE * MAX_DIM];  // of the tile at hand: codes as bfloat16, or turned keys
     alignas(64) uint16_t values[TILE * MAX_DIM];
 };
 
@@ -118,8 +118,14 @@ static void describe_tile(const Piece &piece, int64_t tile, TileSlots &slots) {
         slots.pos[v] = (lane & inside) | (splat_int(INT32_MAX) & ~inside);
         slots.bias[v] = chosen(inside, splat(0.0f), splat(NEVER));
         if (!piece.bias && !piece.pos) continue;
+        const int64_t first = start + v * LANES - piece.first_slot;
+        if (first >= 0 && first + LANES <= piece.stop_slot - piece.first_slot) {
+            if (piece.bias) slots.bias[v] = larger(load<Floats>(piece.bias + first), splat(NEVER));
+            if (piece.pos) slots.pos[v] = load<Ints>(piece.pos + first) + (int32_t)piece.shift;
+            continue;
+        }
         for (int i = 0; i < LANES; i++) {
-            const int64_t slot = start + v * LANES + i - piece.first_slot;
+            const int64_t slot = first + i;
             if (slot < 0 || slot >= piece.stop_slot - piece.first_slot) continue;
             if (piece.bias) slots.bias[v][i] = larger(splat(piece.bias[slot]), splat(NEVER))[0];
             if (piece.pos) slots.pos[v][i] = (int32_t)(piece.pos[slot] + piece.shift);
@@ -225,6 +231,65 @@ INLINE void attend_rows(const Layer &layer, const Tile &tile, const TileSlots &s
     else if constexpr (ROWS > 1) attend_rows<ROWS - 1, FORMAT>(layer, tile, slots, first, count, run);
 }
 
+// One dimension of sixteen slots of a tile of keys, fp32 or pairs of bfloat16.
+INLINE Floats key_lanes(const void *keys, bool f32, int dim, int v) {
+    if (f32) return load<Floats>((const float *)keys + dim * TILE + v * LANES);
+    const Words both = load<Words>((const uint32_t *)keys + dim / 2 * TILE + v * LANES);
+    return as_floats(dim % 2 ? both & 0xffff0000u : both << 16);
+}
+INLINE void put_key_lanes(void *keys, bool f32, int dim, int v, Floats x) {
+    if (f32) {
+        store((float *)keys + dim * TILE + v * LANES, x);
+        return;
+    }
+    uint32_t *at = (uint32_t *)keys + dim / 2 * TILE + v * LANES;
+    const Words both = load<Words>(at), half = round_bf16(x);
+    store(at, dim % 2 ? (both & 0xffffu) | half : (both & 0xffff0000u) | half >> 16);
+}
+
+INLINE void turn_pair(Floats &a, Floats &b, const float *cosines, const float *sines) {
+    const Floats cosine = load<Floats>(cosines), sine = load<Floats>(sines), first = a;
+    a = difference(product(a, cosine), product(b, sine));
+    b = multiply_add(b, cosine, product(first, sine));
+}
+
+// Does what `turn_keys` does for halves of bfloat16 pairs, two dimensions of each half at once.
+static void turn_key_pairs(const RopeTable &rope, const float *turns, uint32_t *keys) {
+    const float *sines = turns + rope.pairs * TILE;
+    uint32_t *first = keys + rope.first_dim / 2 * TILE, *second = first + rope.pairs / 2 * TILE;
+    for (int i = 0; i < rope.pairs; i += 2)
+        UNROLL for (int v = 0; v < 4; v++) {
+            const int low = i * TILE + v * LANES, high = low + TILE, at = i / 2 * TILE + v * LANES;
+            const Words a = load<Words>(first + at), b = load<Words>(second + at);
+            Floats a_low = as_floats(a << 16), a_high = as_floats(a & 0xffff0000u);
+            Floats b_low = as_floats(b << 16), b_high = as_floats(b & 0xffff0000u);
+            turn_pair(a_low, b_low, turns + low, sines + low);
+            turn_pair(a_high, b_high, turns + high, sines + high);
+            store(first + at, round_bf16(a_high) | round_bf16(a_low) >> 16);
+            store(second + at, round_bf16(b_high) | round_bf16(b_low) >> 16);
+        }
+}
+
+// Turns the keys of a tile to where they stand now, each by its slot's angle. It costs about as much
+// as reading the tile, where a query turned for every few slots would cost a reading each.
+static void turn_keys(const RopeTable &rope, const float *turns, bool f32, void *keys) {
+    if (!f32 && !rope.interleaved && rope.pairs % 2 == 0 && rope.first_dim % 2 == 0) {
+        turn_key_pairs(rope, turns, (uint32_t *)keys);
+        return;
+    }
+    const float *sines = turns + rope.pairs * TILE;
+    const int step = rope.interleaved ? 2 : 1, apart = rope.interleaved ? 1 : rope.pairs;
+    for (int i = 0; i < rope.pairs; i++) {
+        const int first = rope.first_dim + i * step, second = first + apart;
+        for (int v = 0; v < 4; v++) {
+            Floats a = key_lanes(keys, f32, first, v), b = key_lanes(keys, f32, second, v);
+            turn_pair(a, b, turns + i * TILE + v * LANES, sines + i * TILE + v * LANES);
+            put_key_lanes(keys, f32, first, v, a);
+            put_key_lanes(keys, f32, second, v, b);
+        }
+    }
+}
+
 // Finds a tile of a head; codes are turned into bfloat16 once, for all queries.
 static Tile tile_of(const Heads &at, int head, int64_t number, Running &run) {
     const Layer &layer = *at.layer;
@@ -234,9 +299,20 @@ static Tile tile_of(const Heads &at, int head, int64_t number, Running &run) {
         return Tile{(const float *)layer.keys + key, (const float *)layer.values + value, nullptr, nullptr};
     if (at.kv_format == FORMAT_BF16)
         return Tile{(const uint16_t *)layer.keys + key, (const uint16_t *)layer.values + value, nullptr, nullptr};
-    codes_to_bf16((const int8_t *)layer.keys + key, TILE * layer.k_dim, run.keys);
+    codes_to_bf16((const int8_t *)layer.keys + key, TILE * layer.k_dim, (uint16_t *)run.keys);
     codes_to_bf16((const int8_t *)layer.values + value, TILE * layer.v_dim, run.values);
     return Tile{run.keys, run.values, layer.key_scales + slot, layer.value_scales + slot};
+}
+
+// Finds a tile of a piece whose slots have shifts of their own.
+static Tile turned_tile(const Heads &at, const Piece &piece, int head, int64_t number, Running &run) {
+    Tile tile = tile_of(at, head, number, run);
+    const bool f32 = at.kv_format == FORMAT_F32;
+    if (tile.keys != run.keys) std::memcpy(run.keys, tile.keys, (f32 ? 4 : 2) * TILE * at.layer->k_dim);
+    const int64_t place = number - piece.first_slot / TILE;
+    turn_keys(*at.rope, piece.turns + place * 2 * at.rope->pairs * TILE, f32, run.keys);
+    tile.keys = run.keys;
+    return tile;
 }
 
 static void attend_piece(const Heads &at, const Piece &piece, int head, int queries, Running &run) {
@@ -251,7 +327,7 @@ static void attend_piece(const Heads &at, const Piece &piece, int head, int quer
         describe_tile(piece, number, slots);
         if (slots.low > high && !piece.pos) break;  // later tiles stand further on
         if (layer.window && !piece.pos && slots.high <= low - layer.window) continue;
-        const Tile tile = tile_of(at, head, number, run);
+        const Tile tile = piece.turns ? turned_tile(at, piece, head, number, run) : tile_of(at, head, number, run);
         for (int first = 0; first < queries; first += PLAIN_ROWS) {
             const int count = queries - first < PLAIN_ROWS ? queries - first : PLAIN_ROWS;
             if (!piece.pos) {  // rows that see nothing of the tile are passed over
