@@ -26,15 +26,17 @@ from kvloom.model.lean.native import MAX_QUERIES, NativeExecutor, native_obstacl
 from kvloom.model.lean.runner import LeanRunner
 from kvloom.ops.decoder import Decoder, DecoderLayer, Norm
 from kvloom.ops.native.library import NativeLibrary
-from kvloom.types import LayerSpec, ModelSpec, Rows, StepOutput, WeightFormat
+from kvloom.types import LayerSpec, ModelSpec, Rope, Rows, StepOutput, WeightFormat
 from tests.kv.worlds import GARBAGE, HALF, TAIL, Deed, World, layer_spec, littered
 from tests.model.lean.decoders import pack
 from tests.model.running import ROOT, assert_same
 from tests.tolerances import TOLERANCE
 
 HIDDEN, INNER, VOCABULARY = 64, 96, 50
+# As most models have it: whole pairs of dimensions, in halves.
+WHOLE = Rope((1.0, -0.25, 0.0625, 0.5), 1.0, "half", 2)
 SPECS = (
-    layer_spec(0, dims=(16, 16)),
+    layer_spec(0, dims=(16, 16), rope=WHOLE),
     layer_spec(1, heads=3, kv_heads=1, dims=(24, 32), rope=TAIL, softcap=3.0),
     layer_spec(2, dims=(32, 16), window=20),
     replace(layer_spec(3, heads=2, dims=(16, 48), rope=None, window=70), sinks=True),
