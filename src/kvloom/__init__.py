@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from kvloom.outputs import (
         CompletionOutput,
+        DocumentLayout,
         EditReceipt,
         RequestOutput,
         StreamChunk,
@@ -44,6 +45,7 @@ _HOMES = {
     "SamplingParams": "kvloom.params",
     "Chunk": "kvloom.engine.parts",
     "CompletionOutput": "kvloom.outputs",
+    "DocumentLayout": "kvloom.outputs",
     "EditReceipt": "kvloom.outputs",
     "StoreSettings": "kvloom.engine.shelving",
     "RequestOutput": "kvloom.outputs",
@@ -65,6 +67,7 @@ __all__ = [
     "Chunk",
     "CompletionOutput",
     "Document",
+    "DocumentLayout",
     "EditReceipt",
     "EngineConfig",
     "KvloomError",

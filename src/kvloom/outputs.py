@@ -133,6 +133,23 @@ class EditReceipt:
 
 
 @dataclass(frozen=True, slots=True)
+class DocumentLayout:
+    """How a document's KV lies in memory.
+
+    Attributes:
+        nbytes: of the blocks it takes.
+        blocks: of 64 tokens each, shared ones included.
+        spans: stretches, each with a shift of its own.
+        views: runs of slots that a decode step reads, each with a query turned for it.
+    """
+
+    nbytes: int
+    blocks: int
+    spans: int
+    views: int
+
+
+@dataclass(frozen=True, slots=True)
 class CompletionOutput:
     """One completion of a prompt.
 

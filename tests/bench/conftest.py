@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvloom import LLM
+from kvloom import LLM, StoreSettings
 from kvloom.bench import case_run
 from kvloom.cost import CostModel
 from tests.model.tiny_models import tiny_llama, write_folder
@@ -29,18 +29,25 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="package")
 def llm(tiny_folder: str) -> Iterator[LLM]:
-    """That model in fp32, without prefix caching and idle repairs."""
-    with LLM(
-        tiny_folder,
+    """That model, without a store."""
+    with tiny_llm(tiny_folder) as made:
+        yield made
+
+
+def tiny_llm(folder: str, store: StoreSettings | None = None) -> LLM:
+    """Return a model in fp32, without prefix caching and idle repairs."""
+    made = LLM(
+        folder,
         dtype="float32",
         enable_prefix_caching=False,
         repair_when_idle=False,
         kv_memory="16MiB",
         threads=1,
-    ) as llm:
-        # So many layers that a comparison is cheap: a planner repairs what it is asked to.
-        llm.loop.call(lambda engine: setattr(engine, "costs", everything_pays)).result()
-        yield llm
+        store=store,
+    )
+    # So many layers that a comparison is cheap: a planner repairs what it is asked to.
+    made.loop.call(lambda engine: setattr(engine, "costs", everything_pays)).result()
+    return made
 
 
 def everything_pays() -> CostModel:

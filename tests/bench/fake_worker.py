@@ -15,7 +15,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Serve; the argument is a JSON object with `speed`, `fault`, `at`, `shift`, `log`."""
+    """Serve; the argument is a JSON object with `speed`, `ways`, `fault`, `at` and the like."""
     settings = json.loads(sys.argv[1])
     if settings.get("stubborn"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -34,7 +34,10 @@ def main() -> None:
 def wrong(request: dict[str, Any], settings: dict[str, Any]) -> bool:
     """Misbehave if this is the request for it; tell whether the request is dealt with."""
     width = max(map(len, request.get("prompts", [[]])))
-    if request["do"] != settings.get("at", "complete") or width < settings.get("from_width", 0):
+    settings["store"] = request.get("store", settings.get("store"))
+    spared = settings.get("only_with_store") and settings["store"] is None
+    elsewhere = request["do"] != settings.get("at", "complete")
+    if spared or elsewhere or width < settings.get("from_width", 0):
         return False
     match settings.get("fault"):
         case "raise":
@@ -78,6 +81,7 @@ def answer(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
                 "dtype": settings.get("dtype", request["dtype"]),
                 "threads": request["threads"] or 2,
                 "versions": {settings["name"]: "1.0"},
+                "ways": settings.get("ways", ["exact", "repaired", "shifted", "restarted"]),
             }
         case "tokenize":
             return {"leading": [7], "tokens": [ord(letter) for letter in request["text"]]}
@@ -90,11 +94,16 @@ def answer(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
 def completion(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Return tokens that follow from the prompts, shifted from the third on if asked for."""
     speed = settings.get("speed", 1.0)
-    computed = sum(len(prompt) - request["shared_tokens"] for prompt in request["prompts"])
+    kept = request["shared_tokens"]
+    if request["way"] in ("repaired", "shifted"):
+        kept = len(request["prompts"][0]) - {"repaired": 15, "shifted": 5}[request["way"]]
+    computed = sum(max(len(prompt) - kept, 1) for prompt in request["prompts"])
     first_token_s = 0.001 * computed / speed
+    wrong_by = request["way"] in settings.get("wrong_ways", [])
     token_ids = [
         [
-            (sum(prompt) + place + (settings.get("shift", 0) if place >= 2 else 0)) % 1000
+            (sum(prompt) + place + wrong_by + (settings.get("shift", 0) if place >= 2 else 0))
+            % 1000
             for place in range(request["new_tokens"])
         ]
         for prompt in request["prompts"]
@@ -103,7 +112,7 @@ def completion(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, A
         "token_ids": token_ids,
         "first_token_s": first_token_s,
         "total_s": first_token_s + 0.01 * request["new_tokens"] / speed,
-        "cached_tokens": request["shared_tokens"],
+        "cached_tokens": kept,
     }
 
 

@@ -31,12 +31,25 @@ def test_kvloom_and_transformers_generate_the_same_tokens_in_one_run(tmp_path: P
     for engine in report["engines"]:
         assert engine["failure"] is None
         assert engine["peak_rss_bytes"] > engine["ready_rss_bytes"] > 2**26
-    assert len(report["figures"]) == 12
+    assert len(report["figures"]) == 20
+    lacking = []
     for row in report["figures"]:
         assert row["failure"] is None
+        if row["summary"] is None:
+            lacking.append((row["engine"], row["name"]))
+            continue
         assert row["summary"]["median"] > 0
         if row["engine"] == "transformers":
             assert row["equal_tokens"] == row["compared_tokens"] > 0
+    names = ("edit-72-repaired", "edit-72-shifted", "restart-warm")
+    assert lacking == [("transformers", name) for name in names]
+    shares = {(share["engine"], share["name"]) for share in report["shares"]}
+    assert shares == {
+        *(("kvloom", name) for name in (*names, "shared-warm")),
+        ("transformers", "shared-warm"),
+    }
+    restarted = next(r for r in report["results"] if r["task"]["name"] == "restart-warm")
+    assert restarted["measurements"][0]["samples"][0]["cached_tokens"] == 63
     warm = next(r for r in report["results"] if r["task"]["name"] == "shared-warm")
     ours, peers = (m["samples"][0]["cached_tokens"] for m in warm["measurements"])
     assert peers == 64

@@ -14,7 +14,6 @@ from kvloom.bench.figures import (
     make_standings,
     summarize,
     times_as_fast,
-    warm_shares,
 )
 from kvloom.bench.results import EngineReport, SpeedOptions
 
@@ -124,10 +123,13 @@ def test_a_format_of_its_own_is_no_difference_in_dtype() -> None:
     assert find_warnings(report(result("prefill-64", kvloom=[sample()]), engines=engines)) == []
 
 
-def test_whatever_is_reused_of_an_edited_text_is_right() -> None:
-    for cached_tokens in (0, 30, 100):
+def test_whatever_is_reused_of_an_edited_text_is_right_but_what_was_new() -> None:
+    for cached_tokens in (0, 30, 96):
         edited = [sample(cached_tokens=cached_tokens)]
-        assert find_warnings(report(result("edit-72", kvloom=edited))) == []
+        assert find_warnings(report(result("edit-72-shifted", kvloom=edited))) == []
+    accident = [sample(cached_tokens=99)]
+    (warning,) = find_warnings(report(result("edit-72-shifted", kvloom=accident)))
+    assert "computed 1 tokens; 4 were new" in warning
 
 
 def test_an_interrupted_run_is_marked() -> None:
@@ -140,16 +142,6 @@ def test_a_peer_is_shown_though_kvloom_failed() -> None:
     assert kvloom.summary is None
     assert peer.summary is not None
     assert peer.times_as_fast is None
-
-
-def test_warm_shares_relate_warm_to_cold_times_of_the_same_engine() -> None:
-    cold = result("shared-cold", kvloom=[sample(1.0)], peer=[sample(2.0)], broken="x")
-    warm = result("shared-warm", kvloom=[sample(0.05)], peer=[sample(1.0)], broken="x")
-    assert warm_shares(report(cold, warm)) == {
-        "kvloom": pytest.approx(0.05),
-        "peer": pytest.approx(0.5),
-    }
-    assert warm_shares(report(warm)) == {}
 
 
 def test_a_clean_report_has_no_warnings() -> None:

@@ -36,6 +36,22 @@ def test_engines_numbers_and_reasons_are_drawn(tmp_path: Path) -> None:
     assert "x" * 99 not in text
 
 
+def test_a_share_of_the_whole_work_is_drawn_and_who_cannot_do_such_a_thing(tmp_path: Path) -> None:
+    import matplotlib
+
+    picture = tmp_path / "speed.svg"
+    whole = result("edit-72", kvloom=[sample(1.0)], peer=[sample(2.0)], plain=[sample(3.0)])
+    part = result("edit-72-shifted", kvloom=[sample(0.1)], peer=[sample(0.5)], plain=[])
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        draw(report(whole, part), picture)
+    text = picture.read_text()
+    assert "kvloom: 1/10 of its own and 1/20 of the best peer\u0027s for all of it" in text.replace(
+        "&#39;", "\u0027"
+    )
+    assert text.count(">plain<") == 2
+    assert ">–<" in text
+
+
 @pytest.mark.parametrize("count", [1, 4])
 def test_any_number_of_tasks_fits(tmp_path: Path, count: int) -> None:
     picture = tmp_path / "speed.png"

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvloom import LLM, KvloomError
+from kvloom import LLM, KvloomError, StoreSettings
 from kvloom.bench.case_results import Outcome
 from kvloom.bench.reuse_cases import ReuseCase
+from kvloom.bench.reuse_engine import Engines
 from kvloom.bench.reuse_kinds import Kind, Scored, make_kinds, measure, new_order
 from tests.model.tiny_models import CORPUS
 from tests.tolerances import TOLERANCE
+
+from .conftest import tiny_llm
 
 NEAR = TOLERANCE["float32"]
 CHUNKS = tuple(f"{number}: {text}\n" for number, text in enumerate(CORPUS[:2] * 2))
@@ -23,7 +29,7 @@ CASE = ReuseCase("one", "Read this.\n", CHUNKS, "What now?", " nothing")
 
 def measured(llm: LLM, case: ReuseCase, *shares: float) -> tuple[Scored, dict[str, Outcome]]:
     kinds = make_kinds(shares)
-    scored, outcomes = measure(llm, case, kinds, seed=SEED, scored=8)
+    scored, outcomes = measure(Engines(lambda: llm), case, kinds, seed=SEED, scored=8)
     assert [outcome.kind for outcome in outcomes] == [kind.name for kind in kinds]
     return scored, {outcome.kind: outcome for outcome in outcomes}
 
@@ -98,7 +104,7 @@ def test_a_long_answer_is_cut(llm: LLM) -> None:
 
 def test_what_is_refused_is_a_reason_and_the_others_are_measured(llm: LLM) -> None:
     kinds = (Kind("exact", fidelity="exact"), Kind("odd", planner="odd"), Kind("prefix", "prefix"))
-    _, (exact, odd, prefix) = measure(llm, CASE, kinds, seed=SEED, scored=8)
+    _, (exact, odd, prefix) = measure(Engines(lambda: llm), CASE, kinds, seed=SEED, scored=8)
     assert odd.failure is not None
     assert "odd" in odd.failure
     assert exact.failure is prefix.failure is None
@@ -107,5 +113,28 @@ def test_what_is_refused_is_a_reason_and_the_others_are_measured(llm: LLM) -> No
 def test_without_the_exact_prompt_nothing_is_measured_and_nothing_is_kept(llm: LLM) -> None:
     before = llm.stats().kv_bytes_used
     with pytest.raises(KvloomError):
-        measure(llm, replace(CASE, chunks=CHUNKS * 40), make_kinds([0.15]), seed=SEED, scored=8)
+        measure(
+            Engines(lambda: llm),
+            replace(CASE, chunks=CHUNKS * 40),
+            make_kinds([0.15]),
+            seed=SEED,
+            scored=8,
+        )
     assert llm.stats().kv_bytes_used == before
+
+
+def test_after_a_restart_chunks_come_from_disk_and_give_the_same(
+    llm: LLM, tiny_folder: str, tmp_path: Path
+) -> None:
+    opened = partial(tiny_llm, tiny_folder, store=StoreSettings(folder=tmp_path))
+    kinds = (Kind("exact", fidelity="exact"), Kind("blend"), Kind("none", planner="none"))
+    _, kept = measure(Engines(lambda: llm), CASE, kinds, seed=SEED, scored=8)
+    with closing(Engines(opened, restarts=True)) as engines:
+        first = engines.llm
+        _, found = measure(engines, CASE, kinds, seed=SEED, scored=8)
+        assert engines.llm is not first
+    assert [outcome.loaded_bytes > 0 for outcome in found] == [False, True, True]
+    for loaded, one in zip(found, kept, strict=True):
+        assert one.loaded_bytes == 0
+        assert (loaded.rows, loaded.repaired) == (one.rows, one.repaired)
+        assert loaded.divergence == pytest.approx(one.divergence, abs=NEAR["probabilities"])

@@ -8,6 +8,7 @@ from kvloom import LLM, RequestError
 from kvloom.bench.case_figures import make_rows
 from kvloom.bench.case_run import Running
 from kvloom.bench.reuse_cases import Questions, Texts
+from kvloom.bench.reuse_engine import Engines
 from kvloom.bench.reuse_results import ReuseOptions, ReuseReport
 from kvloom.bench.reuse_run import run_reuse
 from kvloom.bench.reuse_source import Question
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("at_once")
 
 
 def run(llm: LLM, material: Questions | Texts, options: ReuseOptions = OPTIONS) -> ReuseReport:
-    return run_reuse(llm, options, material, Running(limit=3))
+    return run_reuse(Engines(lambda: llm), options, material, Running(limit=3))
 
 
 def test_prompts_of_texts_are_measured(llm: LLM) -> None:

@@ -72,19 +72,30 @@ def test_a_reason_names_its_task_unless_the_engine_ended() -> None:
     assert len(lines_with(text, "peer ended: gone")) == 1
 
 
-def test_warnings_and_the_warm_share_are_shown() -> None:
-    cold = result("shared-cold", kvloom=[sample(1.0)])
-    warm = result("shared-warm", kvloom=[sample(0.05, cached_tokens=64)])
-    text = rendered(report(cold, warm, other_cores=1.0))
-    assert lines_with(text, "kvloom", "0.050 of a cold one")
+def test_warnings_and_shares_are_shown() -> None:
+    cold = result("shared-cold", kvloom=[sample(1.0)], peer=[sample(0.5)])
+    warm = result("shared-warm", kvloom=[sample(0.05, cached_tokens=64)], peer=[])
+    found = report(cold, warm, other_cores=1.0)
+    text = rendered(found)
+    assert lines_with(text, "64 shared", "kvloom", "0.050 (1/20.0)", "0.100 (1/10.0) peer")
     assert lines_with(text, "Warning", "1.0 cores busy")
+    (share,) = json.loads(report_json(found))["shares"]
+    assert (share["name"], share["of_own"]) == ("shared-warm", 0.05)
+    assert "part of the time" not in rendered(report(warm))
+
+
+def test_an_engine_that_cannot_do_such_a_thing_has_an_empty_row_without_a_reason() -> None:
+    text = rendered(report(result("edit-72-shifted", kvloom=[sample()], peer=[])))
+    row, *_ = lines_with(text, "peer", "–")
+    assert row.split() == ["peer", "–", "–"]
+    assert "failed" not in text
 
 
 def test_json_is_versioned_and_holds_the_whole_report_and_its_figures() -> None:
     found = some_report()
     content = json.loads(report_json(found))
     assert content["schema"] == "kvloom.bench.speed"
-    assert content["schema_version"] == SCHEMA_VERSION == 1
+    assert content["schema_version"] == SCHEMA_VERSION == 2
     read = TypeAdapter(SpeedReport).validate_python(content)
     assert read == found
     figures = content["figures"]

@@ -18,7 +18,11 @@ from kvloom.bench.worker import WorkerError
 
 from .fakes import fake_engine
 
-QUICK_NAMES = ["prefill-64", "decode-48", "batch-4", "shared-cold", "shared-warm", "edit-72"]
+APPROXIMATE = ["edit-72-repaired", "edit-72-shifted"]
+QUICK_NAMES = [
+    *("prefill-64", "decode-48", "batch-4", "shared-cold", "shared-warm", "edit-72"),
+    *(*APPROXIMATE, "restart-cold", "restart-warm"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +83,61 @@ def test_rounds_alternate_and_all_engines_get_the_same_prompts(tmp_path: Path) -
     for ours, peers in zip(cold[::2], cold[1::2], strict=True):
         assert ours["prompts"] == peers["prompts"]
     assert len({json.dumps(request["prompts"]) for request in cold}) == 3
+
+
+def test_engines_without_a_way_are_not_asked_and_lack_nothing_else(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    half = fake_engine("half", ways=["exact", "shifted"])
+    plain = fake_engine("plain", ways=["exact"], log=str(log))
+    found = run(half, plain, rounds=1)
+    has = {
+        result.task.name: [bool(m.samples) for m in result.measurements] for result in found.results
+    }
+    assert all(m.failure is None for result in found.results for m in result.measurements)
+    assert has["edit-72"] == has["restart-cold"] == [True, True, True]
+    assert has["edit-72-repaired"] == has["restart-warm"] == [True, False, False]
+    assert has["edit-72-shifted"] == [True, True, False]
+    ways = {json.loads(line).get("way") for line in log.read_text().splitlines()}
+    assert ways == {None, "exact"}
+
+
+def test_approximations_are_held_against_what_kvloom_does_exactly(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    ours = {"log": str(log), "wrong_ways": ["repaired"]}
+    wrong = fake_engine("wrong", shift=1)
+    found = run(wrong, ours=ours, rounds=2, tasks=("edit-72-repaired", "edit-72-shifted"))
+    (ours_repaired, _), (ours_shifted, theirs) = (r.measurements for r in found.results)
+    assert (ours_repaired.equal_tokens, ours_repaired.compared_tokens) == (0, 8)
+    assert (ours_shifted.equal_tokens, ours_shifted.compared_tokens) == (8, 8)
+    assert (theirs.equal_tokens, theirs.compared_tokens) == (4, 8)
+    asked = [json.loads(line) for line in log.read_text().splitlines()]
+    asked = [(r["way"], r["prompts"][0]) for r in asked if r["do"] == "complete"]
+    # Nothing that was computed exactly may answer for an approximation that comes later.
+    for place, (way, prompt) in enumerate(asked):
+        assert way == "exact" or prompt not in [earlier for _, earlier in asked[:place]]
+
+
+def test_an_engine_is_started_anew_for_a_restart_with_one_store_for_both(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    found = run(ours={"log": str(log)}, rounds=1, tasks=("restart-warm",))
+    asked = [json.loads(line) for line in log.read_text().splitlines()][3:]
+    assert [r["do"] for r in asked] == ["load", "remember", "load", "complete"] * 2
+    for first, remembered, second, completed in (asked[:4], asked[4:]):
+        assert first["store"] == second["store"]
+        assert not Path(first["store"]).exists()
+        assert [remembered["tokens"]] == completed["prompts"]
+    assert asked[0]["store"] != asked[4]["store"]
+    assert found.results[0].measurements[0].samples[0].cached_tokens == 64
+
+
+@pytest.mark.parametrize("at", ["load", "remember"])
+def test_a_restart_that_fails_is_no_end_of_the_engine(at: str) -> None:
+    ours = {"fault": "raise", "at": at, "only_with_store": True}
+    found = run(ours=ours, rounds=1, tasks=("restart",))
+    cold, warm = (result.measurements[0] for result in found.results)
+    assert cold.samples
+    assert "no such thing" in (warm.failure or "")
+    assert found.engines[0].failure is None
 
 
 def test_a_fast_wrong_engine_is_visible() -> None:

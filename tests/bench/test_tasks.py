@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kvloom import RequestError
-from kvloom.bench.tasks import FULL, QUICK, choose_tasks, make_tasks, work_units
+from kvloom.bench.tasks import FULL, QUICK, Sizes, choose_tasks, make_tasks, work_units
 
 FULL_TASKS = make_tasks(FULL)
 
@@ -30,9 +32,34 @@ def test_the_warm_task_differs_from_the_cold_one_in_what_is_shared_only() -> Non
 
 
 def test_the_edit_changes_one_line_of_a_long_text() -> None:
-    (edit,) = (task for task in FULL_TASKS if task.family == "edit")
+    edit, *approximate = (task for task in FULL_TASKS if task.family == "edit")
     assert (edit.name, edit.prompt_tokens, edit.new_tokens) == ("edit-4000", (4000,), 1)
-    assert 0 < edit.edited_tokens < 20
+    assert 0 < edit.replaced_tokens < edit.edited_tokens < 20
+    assert [task.way for task in (edit, *approximate)] == ["exact", "repaired", "shifted"]
+    for task in approximate:
+        assert task.approximate
+        assert task.new_tokens > 1
+        same = {"way": task.way, "name": task.name, "title": task.title}
+        same |= {"new_tokens": task.new_tokens, "held_against": edit.name}
+        assert replace(edit, **same) == task
+
+
+def test_after_a_restart_all_of_the_cold_prompt_but_its_last_token_is_known() -> None:
+    cold, warm = (task for task in FULL_TASKS if task.family == "restart")
+    assert cold.prompt_tokens == warm.prompt_tokens == (warm.shared_tokens + 1,) == (4000,)
+    assert (cold.way, warm.way, warm.held_against) == ("exact", "restarted", cold.name)
+    # The text is computed before the restart, which takes as long as a cold one.
+    assert work_units(warm) == work_units(cold)
+
+
+@pytest.mark.parametrize("sizes", [FULL, QUICK], ids=["full", "quick"])
+def test_what_a_task_is_held_against_is_an_exact_task(sizes: Sizes) -> None:
+    tasks = {task.name: task for task in make_tasks(sizes)}
+    held = [task for task in tasks.values() if task.held_against]
+    assert {task.family for task in held} == {"shared", "edit", "restart"}
+    for task in held:
+        assert tasks[task.held_against].way == "exact"
+        assert not tasks[task.held_against].held_against
 
 
 @pytest.mark.parametrize("sizes", [FULL, QUICK], ids=["full", "quick"])

@@ -76,7 +76,7 @@ def test_texts_come_from_a_folder_or_from_python_itself(bench: Invoke, tmp_path:
         (folder / f"{number}.txt").write_text(text * 3)
     assert MaterialOptions(folder=folder).material().title == "texts of texts"
     assert MaterialOptions().material().title == "sources of the standard library"
-    for arguments in (("--folder", str(folder)), ()):
+    for arguments in (("--folder", str(folder)), ("--from-disk",)):
         done = bench(*arguments, "--limit", "1")
         assert done.exit_code == 0, done.output
         assert "prompts: 1" in done.stdout

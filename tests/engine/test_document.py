@@ -352,3 +352,28 @@ def test_settings_of_edits_that_cannot_be_are_refused(
         doc.edit(40, 44, "abc", **how)
     assert raised.value.param == param
     check(llm, doc, TOKENIZER.encode(STORY[:100]))
+
+
+def test_many_edits_leave_about_the_blocks_of_a_fresh_document(make_llm: Make) -> None:
+    llm = make_llm(enable_prefix_caching=False)
+    doc = llm.document(STORY * 3)
+    fresh = doc.layout
+    assert (fresh.spans, fresh.views) == (1, 1)
+    most = 0
+    for number in range(40):
+        place = 10 + number * 37 % (len(doc.text) - 20)
+        doc.edit(place, place + 3, "ab", fidelity="shifted")
+        most = max(most, doc.layout.nbytes)
+    assert doc.layout.spans > 10
+    assert most <= 3 * fresh.nbytes
+    assert used(llm) == doc.nbytes
+
+
+def test_a_deviation_needs_documents_of_the_same_tokens(make_llm: Make) -> None:
+    llm = make_llm()
+    doc, same = llm.document(STORY), llm.document(STORY)
+    assert doc.deviation(same) == (0.0, 0.0)
+    with pytest.raises(RequestError, match="of the same tokens"):
+        doc.deviation(llm.document(STORY[:-1]))
+    with pytest.raises(RequestError, match="none that is 99"):
+        doc.deviation(same, layer=99)

@@ -76,8 +76,19 @@ def length(parts: list[str | Chunk], llm: LLM) -> int:
     )
 
 
-def logits(document: Document) -> Tensor:
+def logits(llm: LLM, document: Document) -> Tensor:
+    """What a document's own KV says: an exact beginning that is known would answer in its place."""
+    forget_prefixes(llm)
     return document.score(BEHIND, return_logits=True)[1]
+
+
+def forget_prefixes(llm: LLM) -> None:
+    llm.loop.call(lambda engine: engine.memory.tree.clear()).result(10)
+
+
+def fresh_document(llm: LLM, tokens: list[int]) -> Document:
+    forget_prefixes(llm)
+    return llm.document(tokens)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +112,7 @@ def llm(deep_llm: LLM) -> LLM:
 
     deep_llm.loop.call(forget).result(10)
     deep_llm.join(asked("10"), planner="craft").close()
-    deep_llm.loop.call(lambda engine: engine.memory.tree.clear()).result(10)
+    forget_prefixes(deep_llm)
     return deep_llm
 
 
@@ -109,9 +120,9 @@ def llm(deep_llm: LLM) -> LLM:
 def test_exact_equals_a_fresh_prefill(llm: LLM, planner: str) -> None:
     for order in ("10", "012"):
         joined = llm.join(asked(order), planner=planner)
-        fresh = llm.document(joined.tokens)
+        fresh = fresh_document(llm, joined.tokens)
         assert joined.provenance.tokens == {"exact": len(joined.tokens)}
-        torch.testing.assert_close(logits(joined), logits(fresh), atol=NEAR, rtol=NEAR)
+        torch.testing.assert_close(logits(llm, joined), logits(llm, fresh), atol=NEAR, rtol=NEAR)
 
 
 @every_planner
@@ -119,8 +130,13 @@ def test_a_share_of_one_equals_a_fresh_prefill(llm: LLM, planner: str) -> None:
     if planner == "none":
         return  # repairs nothing whatever is asked
     joined = llm.join(asked("3021"), fidelity="repaired", share=1, planner=planner)
-    fresh = llm.document(joined.tokens)
-    torch.testing.assert_close(logits(joined), logits(fresh), atol=NEAR, rtol=NEAR)
+    fresh = fresh_document(llm, joined.tokens)
+    torch.testing.assert_close(logits(llm, joined), logits(llm, fresh), atol=NEAR, rtol=NEAR)
+    if planner == "craft":
+        return  # it has kept what it computed, and shows that
+    forget_prefixes(llm)
+    less = llm.join(asked("3021"), fidelity="repaired", share=0.1, planner=planner)
+    assert not torch.allclose(logits(llm, less), logits(llm, fresh), atol=NEAR, rtol=NEAR)
 
 
 @every_planner
@@ -182,9 +198,9 @@ def test_text_between_chunks_sees_what_was_repaired(llm: LLM) -> None:
     stop = length(parts[:4], llm)
     text = slice(length(parts[:3], llm), stop)
     truth = shown(llm, exact, stop)[-1][:, text]
-    llm.loop.call(lambda engine: engine.memory.tree.clear()).result(10)
     far = []
     for share in (0.0, 0.97):
+        forget_prefixes(llm)
         doc = llm.join(parts, fidelity="repaired", share=share)
         far.append(float((shown(llm, doc, stop)[-1][:, text] - truth).square().sum()))
     assert far[1] < 0.5 * far[0]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kvloom import LLM, Document
 from kvloom.engine import idle as idle_module
 from kvloom.engine import repairer as repairer_module
+from kvloom.kv.views import views_of
 from kvloom.store.key import ANYBODY, hash_tenant
 from tests.engine.worlds import (
     BOOKS,
@@ -117,6 +118,21 @@ def test_pieces_are_small_and_documents_of_others_stay(fidelity: str) -> None:
     assert made.engine.stats().idle_repaired_rows == 379
     assert fork.kv.version is before
     assert list(fork.generate("b", greedy(5)).outputs[0].token_ids) == answers[0]
+    check_exact(made, doc)
+
+
+def test_pieces_lie_behind_each_other_where_there_is_a_run_for_all() -> None:
+    made = world(blocks=60)
+    fillers = [made.engine.new_document() for _ in range(32)]
+    for filler in fillers:
+        filler.append([3] * 64)
+        filler.close_tail()
+    doc = document(made, 390, "exact")
+    for filler in fillers[::2]:
+        made.engine.release(filler)
+    doc.edit(20, 20, "z", fidelity="shifted")
+    made.idle(ENOUGH)
+    assert len(views_of(doc.kv)) <= 4
     check_exact(made, doc)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from kvloom.kv import edit as edits
+from kvloom.kv.compact import compact
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.execute import add_part
 from kvloom.kv.fold import fold, plan_fold, write
@@ -140,6 +141,18 @@ class Edited:
         for place in places:
             self.cells[place] = replace(self.cells[place], visible=False)
 
+    def compact(self, a: int, b: int, c: int) -> None:
+        """Let the document lie together."""
+        compact(self.doc)
+        self.note_places()
+
+    def note_places(self) -> None:
+        """Let the world know of slots that were moved."""
+        for span in self.doc.spans:
+            self.world.pos[slice(*span.pool_slots)] = span.pos - span.shift
+            if span.segment.placed:
+                self.world.overlays.add(span.segment)
+
     def do(self, name: str, numbers: tuple[int, int, int]) -> None:
         a, b = sorted(number % (len(self.cells) + 1) for number in numbers[:2])
         deed: Callable[[int, int, int], None] = getattr(self, name)
@@ -175,7 +188,7 @@ class Edited:
         return out, expected.o
 
 
-SMALL = ["insert", "delete", "rewrite", "truncate", "repair", "prune"]
+SMALL = ["insert", "delete", "rewrite", "truncate", "repair", "prune", "compact"]
 LARGE = ["replace", "move", "several", "splice"]
 names = st.sampled_from([*SMALL, *LARGE, "repair"])
 deeds = st.lists(

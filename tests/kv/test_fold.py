@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvloom.kv import views
+from kvloom.kv import gather, views
 from kvloom.kv.fold import FoldPlan, fold, plan_fold, write
 from kvloom.ops.codes import decode, encode
 from kvloom.ops.partial import add_sink, merge
@@ -171,7 +171,7 @@ def test_many_hidden_slots_are_holes_or_cuts_alike(world, wanted, length, step, 
     slots = [*asked.slots, world.append_unwritten(world.docs[0], 1)]
     plans = []
     for many in (4, 10**9):
-        with patch.object(views, "MANY_CUTS", many):
+        with patch.object(views, "MANY_CUTS", many), patch.object(gather, "MANY_VIEWS", 10**9):
             plans.append(plan_fold(docs, pos, slots, {spec.window for spec in world.layers}))
     for layer, spec in enumerate(world.layers):
         write(plans[0], layer, *world.fresh(layer, np.concatenate(slots)))

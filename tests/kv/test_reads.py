@@ -22,18 +22,19 @@ windows = st.sampled_from([None, None, 1, 20, 70, 300])
 rows_per_item = st.sampled_from([1, 2, 5, 16, 96])
 
 
-def slots_of(view: View) -> list[tuple[int, int]]:
-    """Return each slot of a view that is no hole, with the position it stands at."""
+def slots_of(view: View) -> list[tuple[int, int, int]]:
+    """Return each slot of a view that is no hole, with the position it stands at and its shift."""
     pos = None if view.arrays is None else view.arrays[0].pos
     bias = None if view.arrays is None else view.arrays[0].bias
     found = []
     for number, slot in enumerate(range(view.start, view.stop)):
         if bias is not None and view.arrays and bias[slot - view.arrays[1]] <= HIDDEN:
             continue
+        shift = view.shift if view.slot_shifts is None else int(view.slot_shifts[number])
         if pos is None or view.arrays is None:
-            found.append((slot, view.first_pos + number))
+            found.append((slot, view.first_pos + number, shift))
         else:
-            found.append((slot, int(pos[slot - view.arrays[1]]) + view.shift))
+            found.append((slot, int(pos[slot - view.arrays[1]]) + view.shift, shift))
     return found
 
 
@@ -47,10 +48,10 @@ def planned_pairs(plan: ReadPlan, pos: np.ndarray, window: int | None) -> Pairs:
     for item in plan.items:
         for view in item.views:
             assert view.start < view.stop
-            for slot, key_pos in slots_of(view):
+            for slot, key_pos, shift in slots_of(view):
                 for row in item.rows.tolist():
                     if sees(int(pos[row]), key_pos, window):
-                        found[row, slot, view.shift] += 1
+                        found[row, slot, shift] += 1
     return found
 
 

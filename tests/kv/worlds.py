@@ -276,6 +276,7 @@ class Deed:
             "fork": lambda: world.docs.append(doc.fork()),
             "truncate": lambda: doc.truncate(doc.length * (b % 11) // 11),
             "graft": lambda: _graft(world, doc, world.docs[d % len(world.docs)], b, c),
+            "scatter": lambda: _scatter(world, doc, b, c),
             "overlay": lambda: _overlay(world, doc, b, c),
             "bias": lambda: _bias(world, doc, b),
         }
@@ -304,6 +305,19 @@ def _graft(world: World, first: KVDoc, second: KVDoc, b: int, c: int) -> None:
     world.graft(parts)
 
 
+def _scatter(world: World, doc: KVDoc, b: int, c: int) -> None:
+    """Show short stretches of a document, each at a shift of its own, and leave others out."""
+    doc.close_tail()
+    parts, size = [], 2 + b % 9
+    for span in doc.spans:
+        for low in range(0, span.length, size):
+            number = len(parts) + low
+            if number % (3 + c % 5):
+                piece = span.sub(low, min(low + size, span.length))
+                parts.append((piece, (7 * number + b) % 23 - c % 40, piece.hidden))
+    world.graft(parts)
+
+
 def _overlay(world: World, doc: KVDoc, b: int, c: int) -> None:
     copy = doc.fork()
     world.docs.append(copy)
@@ -319,7 +333,7 @@ def _bias(world: World, doc: KVDoc, b: int) -> None:
 _numbers = st.tuples(*[st.integers(0, 200)] * 4)
 _deeds = st.builds(
     Deed,
-    st.sampled_from(["new", "append", "fork", "truncate", "graft", "overlay", "bias"]),
+    st.sampled_from(["new", "append", "fork", "truncate", "graft", "scatter", "overlay", "bias"]),
     _numbers,
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from kvloom.kv.pool import Pool
 from kvloom.model.probe import probe
 from kvloom.reuse.repair import Repair, stale_rows, values_at
 from kvloom.reuse.select import selector
-from kvloom.types import Forward, Rows
+from kvloom.types import Forward, Rows, SlotRange
 from tests.fake_model import FakeRunner, Oracle
 from tests.model.families import VOCABULARY
 from tests.model.running import assert_same, cached, plain_logits, pool_for, prepared, some_tokens
@@ -122,6 +124,25 @@ def test_no_row_sees_what_stands_behind_it(name):
         places = np.arange(25, 100)
         found.append(values_at(doc, 1, places))
     assert torch.equal(*found)
+
+
+@settings(max_examples=15)
+@given(low=st.integers(0, 160), length=st.integers(0, 80), share=st.sampled_from([0.3, 1.0]))
+def test_a_repair_within_a_range_leaves_everything_else(low, length, share):
+    runner = FakeRunner(num_layers=2)
+    pool = Pool(runner.spec.layers, 2**17)
+    doc = edited(runner, pool, TEXT, 40, 10, [7, 8])
+    stale = stale_rows(doc).place
+    inside = stale[(stale >= low) & (stale < low + length)]
+    work = Repair(doc, share, selector("blend"), 16, within=SlotRange(low, low + length))
+    while not work.finished:
+        work.advance(runner)
+    assert work.receipt().repaired == math.ceil(share * len(inside))
+    repaired = [span.pos for span in doc.order if span.segment.placed]
+    found = np.concatenate([np.empty(0, dtype=np.int64), *repaired])
+    assert set(found) <= set(inside)
+    assert len(found) == work.receipt().repaired
+    doc.close()
 
 
 @pytest.mark.parametrize("positions", [True, False])

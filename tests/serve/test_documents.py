@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from kvloom.serve.errors import TooManyDocumentsError
 from tests.model.tiny_models import tiny_llama, write_folder
 from tests.tolerances import TOLERANCE
 
+from .raw_client import RawClient
 from .running import RunningServer, assert_openai_error, eventually
 
 ROOT = "/v1/kv/documents"
@@ -126,14 +128,33 @@ def test_many_editors_at_once(tiny: RunningServer) -> None:
     assert sum(editor.refused for editor in editors) < 20
     assert tiny.get(ROOT).json()["data"] == []
 
-    def leftover(engine: Any) -> int:
+    assert leftover(tiny) == 0
+
+
+def test_joins_that_nobody_waits_for_leave_nothing(tiny: RunningServer) -> None:
+    rng = random.Random(7)
+    name = tiny.post(ROOT, {"text": "".join(rng.choices(WORDS, k=60))}).json()["id"]
+    for number in range(30):
+        parts: list[Any] = [{"text": f"Chunk {number}. " * 5}, name, {"text": CHUNKS[0]}]
+        body = {"documents": parts, "prompt": "What", "kvloom": {"fidelity": "repaired"}}
+        with RawClient(tiny.port, "/v1/completions", body | {"stream": bool(number % 2)}) as client:
+            time.sleep(rng.random() * 0.05)
+            client.reset()
+    assert tiny.client.delete(f"{tiny.url}{ROOT}/{name}").status_code == 200
+    eventually(lambda: leftover(tiny) == 0)
+
+
+def leftover(server: RunningServer) -> int:
+    """Check the engine's books, and return the bytes that somebody still holds."""
+
+    def count(engine: Any) -> int:
         engine.release_abandoned()
         engine.memory.check()
         engine.chunks.clear()
         engine.memory.tree.clear()
         return int(engine.pool.used_bytes)
 
-    assert tiny.llm.loop.call(leftover).result(10) == 0
+    return int(server.llm.loop.call(count).result(10))
 
 
 def test_a_document_becomes_exact_while_nothing_else_runs(tiny: RunningServer) -> None:

@@ -230,7 +230,8 @@ def test_a_chat_about_documents_in_any_order(real: RunningServer, backwards: boo
 
 
 def test_chunks_are_computed_once(real: RunningServer) -> None:
-    chunks = [{"text": f"{text} Chunk {number}.\n"} for number, text in enumerate((STORY, TOWN))]
+    # No other test has computed anything that begins like these.
+    chunks = [{"text": f"Chunk {number}: {text}\n"} for number, text in enumerate((STORY, TOWN))]
     body = {"prompt": QUESTION, "temperature": 0, "max_tokens": 4}
     rows = []
     for order in (chunks, chunks[::-1], [*chunks, chunks[0]]):

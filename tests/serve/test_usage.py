@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from openai.types import CompletionUsage
 
-from kvloom.outputs import Provenance, Usage
-from kvloom.serve.usage import usage_fields
+from kvloom.outputs import EditReceipt, Provenance, Usage
+from kvloom.serve.usage import usage_fields, with_joining
 
 FIRST = Usage(10, 4, 6, 4, 1, 0.5, 2.0, Provenance({"exact": 10, "moved": 2}, {"plain": 100}))
 SECOND = Usage(20, 5, 0, 20, 0, 0.2, 1.0, Provenance({"exact": 20}, {"plain": 50, "int4": 9}))
@@ -40,3 +40,15 @@ def test_times_that_are_not_known_stay_unknown() -> None:
     fields = usage_fields([Usage(1, 0, 0, 1)])
     assert fields["kvloom"]["time_to_first_token_s"] is None
     assert fields["kvloom"]["total_s"] is None
+
+
+def test_joining_is_part_of_the_price() -> None:
+    joined = with_joining(FIRST, EditReceipt("repaired", {}, recomputed=3, seconds=1.0))
+    assert (joined.prompt_tokens, joined.completion_tokens) == (10, 4)
+    assert (joined.computed_tokens, joined.cached_tokens) == (7, 3)
+    assert (joined.time_to_first_token_s, joined.total_s) == (1.5, 3.0)
+    # Chunks that are computed behind a sink may take more rows than the prompt has.
+    dear = with_joining(FIRST, EditReceipt("shifted", {}, recomputed=30))
+    assert (dear.computed_tokens, dear.cached_tokens) == (34, 0)
+    unknown = with_joining(Usage(9, 0, 0, 9), EditReceipt("shifted", {}, recomputed=1))
+    assert (unknown.time_to_first_token_s, unknown.total_s) == (None, None)

@@ -149,6 +149,7 @@ def test_reading_copies_up(tmp_path):
     assert store.flush()
     assert disk.has(chunk.name)
     assert ram.has(chunk.name)
+    assert store.tier_of(chunk.name) == "ram"
     (entry,) = store.entries()
     assert entry.tiers == ("ram", "disk", "remote")
     ram.delete(chunk.name)

@@ -7,8 +7,10 @@ Does not know: the other contenders.
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from kvloom import KvloomError
 from kvloom.bench.machine import other_cores, read_cpu, resident_bytes
@@ -39,6 +41,7 @@ class Contender:
         self._engine = engine
         self._timeout_s = timeout_s
         self._worker: WorkerProcess | None = None
+        self._load_request: LoadRequest | None = None
         self._loaded: Loaded | None = None
         self._ready_s: float | None = None
         self._ready_rss_bytes: int | None = None
@@ -51,13 +54,18 @@ class Contender:
         """
         try:
             request = self._prepared(request, _silent if progress is None else progress)
-            self._worker = WorkerProcess(self.name, self._engine.command, self._timeout_s)
+            self._load_request = request
+            self._worker = self._new_worker()
             self._loaded = self._worker.load(request)
         except KvloomError as error:
             self._failure = str(error)
             return
         self._ready_s = time.perf_counter() - self._worker.started_at
         self._ready_rss_bytes = resident_bytes(self._worker.pid)
+
+    def offers(self, task: Task) -> bool:
+        """Whether the engine can do such a thing; of one that is not there nothing is known."""
+        return self._loaded is None or task.way in self._loaded.ways
 
     def run(
         self, task: Task, prompts: RoundPrompts, *, warm_up: bool
@@ -70,31 +78,32 @@ class Contender:
         worker = self._worker
         if worker is None or self._failure is not None:
             raise WorkerError(self._failure or f"{self.name} was not started")
-        request = CompleteRequest(
-            prompts=[list(prompt) for prompt in prompts.prompts],
-            new_tokens=task.new_tokens,
-            shared_tokens=prompts.shared_tokens,
-        )
+        remembered = RememberRequest(tokens=list(prompts.remembered))
+        if task.way == "restarted":
+            return self._run_restarted(remembered, _completion_request(task, prompts))
         try:
             # A text that is edited is remembered as it was before each edit.
             if prompts.remembered and (warm_up or task.edited_tokens):
-                worker.remember(RememberRequest(tokens=list(prompts.remembered)))
-            before = read_cpu(worker.pid)
-            done = worker.complete(request)
-            after = read_cpu(worker.pid)
+                worker.remember(remembered)
+            return _complete(worker, _completion_request(task, prompts))
         except WorkerError as error:
             if not worker.alive:
                 self._failure = str(error)
             raise
-        sample = Sample(
-            prompt_tokens=sum(map(len, request.prompts)),
-            new_tokens=sum(map(len, done.token_ids)),
-            first_token_s=done.first_token_s,
-            total_s=done.total_s,
-            cached_tokens=done.cached_tokens,
-            other_cores=other_cores(before, after),
-        )
-        return sample, done.token_ids
+
+    def _run_restarted(
+        self, remembered: RememberRequest, request: CompleteRequest
+    ) -> tuple[Sample, list[list[int]]]:
+        """Complete what another process of the engine has computed and kept, that is over."""
+        assert self._load_request is not None
+        with TemporaryDirectory(prefix="kvloom-bench-") as folder:
+            load = replace(self._load_request, store=folder)
+            with closing(self._new_worker()) as before:
+                before.load(load)
+                before.remember(remembered)
+            with closing(self._new_worker()) as worker:
+                worker.load(load)
+                return _complete(worker, request)
 
     def report(self) -> EngineReport:
         """Return what is known about the engine by now."""
@@ -116,6 +125,9 @@ class Contender:
         if self._worker is not None:
             self._worker.close()
 
+    def _new_worker(self) -> WorkerProcess:
+        return WorkerProcess(self.name, self._engine.command, self._timeout_s)
+
     def _prepared(self, request: LoadRequest, progress: Progress) -> LoadRequest:
         """Return the request with the model as this engine reads it."""
         if self._engine.missing is not None:
@@ -124,6 +136,31 @@ class Contender:
             return request
         model = prepare_model(self._engine.home, Path(request.model), progress)
         return replace(request, model=str(model))
+
+
+def _completion_request(task: Task, prompts: RoundPrompts) -> CompleteRequest:
+    return CompleteRequest(
+        prompts=[list(prompt) for prompt in prompts.prompts],
+        new_tokens=task.new_tokens,
+        shared_tokens=prompts.shared_tokens,
+        way=task.way,
+    )
+
+
+def _complete(worker: WorkerProcess, request: CompleteRequest) -> tuple[Sample, list[list[int]]]:
+    """Have prompts completed, and note what the machine did meanwhile."""
+    before = read_cpu(worker.pid)
+    done = worker.complete(request)
+    after = read_cpu(worker.pid)
+    sample = Sample(
+        prompt_tokens=sum(map(len, request.prompts)),
+        new_tokens=sum(map(len, done.token_ids)),
+        first_token_s=done.first_token_s,
+        total_s=done.total_s,
+        cached_tokens=done.cached_tokens,
+        other_cores=other_cores(before, after),
+    )
+    return sample, done.token_ids
 
 
 def _silent(description: str, done: int, total: int) -> None:

@@ -192,21 +192,6 @@ def _best_peer(task: Task, summaries: Sequence[Summary | None]) -> int | None:
     return (max if larger else min)(medians, key=lambda pair: pair[0])[1]
 
 
-def warm_shares(report: SpeedReport) -> dict[str, float]:
-    """Return by engine how long a first token behind a shared prefix takes, a cold one being 1."""
-    by_name = {result.task.name: result for result in report.results}
-    if not {"shared-cold", "shared-warm"} <= by_name.keys():
-        return {}
-    cold, warm = by_name["shared-cold"], by_name["shared-warm"]
-    shares = {}
-    for before, after in zip(cold.measurements, warm.measurements, strict=True):
-        cold_time = summarize(cold.task, before.samples)
-        warm_time = summarize(warm.task, after.samples)
-        if cold_time is not None and warm_time is not None:
-            shares[before.engine] = warm_time.median / cold_time.median
-    return shares
-
-
 def find_warnings(report: SpeedReport) -> list[str]:
     """Return what makes the figures doubtful."""
     found = []
@@ -253,11 +238,15 @@ def _busy_warnings(report: SpeedReport) -> Iterator[str]:
 
 def _cache_warnings(task: Task, measurement: Measurement) -> Iterator[str]:
     """Say where KV was reused that should have been computed, or the other way round."""
-    if task.edited_tokens:
-        return  # how much of an edited text is reused is what the task is about
     where = f"{task.title} on {measurement.engine}"
     for sample in measurement.samples:
         if sample.cached_tokens is None:
+            continue
+        if task.edited_tokens:  # how much else of an edited text is reused is what it is about
+            computed = sample.prompt_tokens - sample.cached_tokens
+            if computed < task.edited_tokens // 2:
+                yield f"{where} computed {computed} tokens; {task.edited_tokens} were new."
+                return
             continue
         tolerated = _TOLERATED_SHARE * sample.prompt_tokens
         tolerated += _TOLERATED_TOKENS * len(task.prompt_tokens)

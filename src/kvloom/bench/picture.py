@@ -15,6 +15,7 @@ from kvloom import RequestError
 from kvloom.bench.figures import FIGURES, Row, make_rows
 from kvloom.bench.peers.registry import OURS
 from kvloom.bench.results import SpeedReport, TaskResult
+from kvloom.bench.shares import Share, make_shares
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +48,7 @@ def draw(report: SpeedReport, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = make_rows(report)
+    rows, shares = make_rows(report), make_shares(report)
     columns = min(_COLUMNS, len(report.results)) or 1
     lines = math.ceil(len(report.results) / columns) or 1
     height = 0.95 + 0.3 * len(report.engines)
@@ -57,7 +58,9 @@ def draw(report: SpeedReport, path: Path) -> None:
     FigureCanvasAgg(figure)
     charts = figure.subplots(lines, columns, squeeze=False).flatten()
     for chart, result in zip(charts, report.results, strict=False):
-        _draw_task(chart, result, [row for row in rows if row.name == result.task.name])
+        name = result.task.name
+        ours = next((x for x in shares if (x.name, x.engine) == (name, OURS)), None)
+        _draw_task(chart, result, [row for row in rows if row.name == name], _described(ours))
     for chart in charts[len(report.results) :]:
         chart.set_visible(False)
     figure.suptitle(_heading(report), fontsize=13, fontweight="bold", x=0.01, ha="left")
@@ -65,7 +68,16 @@ def draw(report: SpeedReport, path: Path) -> None:
     figure.savefig(path)
 
 
-def _draw_task(chart: Axes, result: TaskResult, rows: list[Row]) -> None:
+def _described(share: Share | None) -> str:
+    """Return how much of the whole work's time a task takes, in a few words."""
+    if share is None:
+        return ""
+    found = ((share.of_own, "its own"), (share.of_best_peer, "the best peer's"))
+    parts = [f"1/{1 / part:.0f} of {whose}" for part, whose in found if part]
+    return " and ".join(parts) + " for all of it" if parts else ""
+
+
+def _draw_task(chart: Axes, result: TaskResult, rows: list[Row], share: str) -> None:
     """Draw the engines of a task, in the order of the report, so that rows line up."""
     figure = FIGURES[result.task.figure]
     longest = max((row.summary.high for row in rows if row.summary is not None), default=1.0)
@@ -80,7 +92,8 @@ def _draw_task(chart: Axes, result: TaskResult, rows: list[Row]) -> None:
     chart.set_xlim(0, 1.38 * longest)  # room for the numbers behind the bars
     better = "more is better" if figure.larger_is_better else "less is better"
     chart.set_title(f"{result.task.title}", fontsize=10, loc="left", fontweight="bold")
-    chart.set_xlabel(f"{figure.unit}, {better}", fontsize=8, color=_FAINT, loc="left")
+    part = f" · kvloom: {share}" if share else ""
+    chart.set_xlabel(f"{figure.unit}, {better}{part}", fontsize=8, color=_FAINT, loc="left")
     chart.set_xticks([])
     chart.tick_params(length=0)
     chart.spines[["top", "right", "bottom"]].set_visible(False)
@@ -89,7 +102,7 @@ def _draw_task(chart: Axes, result: TaskResult, rows: list[Row]) -> None:
 
 def _draw_bar(chart: Axes, place: int, row: Row, longest: float) -> None:
     if row.summary is None:
-        reason = row.failure or ""
+        reason = row.failure or "–"
         short = reason if len(reason) <= _REASON_CHARACTERS else f"{reason[:_REASON_CHARACTERS]}…"
         chart.text(0.02 * longest, place, short, va="center", fontsize=7, color=_FAINT)
         return

@@ -45,7 +45,15 @@ PromptTable = Mapping[tuple[str, int], RoundPrompts]
 
 def tokens_needed(tasks: Sequence[Task], rounds: int) -> int:
     """Return how many tokens `cut_prompts` takes at most."""
-    return (rounds + 1) * sum(sum(task.prompt_tokens) for task in tasks)
+    return sum(_tokens_of(task, rounds + 1) for task in tasks)
+
+
+def _tokens_of(task: Task, rounds: int) -> int:
+    length = sum(task.prompt_tokens)
+    if task.way == "restarted" or not (task.shared_tokens or task.edited_tokens):
+        return rounds * length
+    fixed = task.shared_tokens or length
+    return fixed + rounds * (task.edited_tokens or length - fixed)
 
 
 def source_text(num_tokens: int) -> str:
@@ -68,6 +76,7 @@ def cut_prompts(
 
     Every prompt is a piece of the text of its own, so that no engine finds it in a cache, except
     for the prefix of a shared task and the text of an edited one, which are the same in all rounds.
+    What is sent again after a restart is what was sent before.
 
     Args:
         tasks: what is measured.
@@ -91,19 +100,25 @@ def cut_prompts(
         place += count
         return tuple(tokens[place - count : place])
 
+    def whole(start: Sequence[int], length: int) -> tuple[int, ...]:
+        return (*start, *take(length - len(start)))
+
     table = {}
     for task in tasks:
-        remembered = tuple(leading) if task.shared_tokens or task.edited_tokens else ()
-        if task.shared_tokens or task.edited_tokens:
-            length = task.shared_tokens or task.prompt_tokens[0]
-            remembered += take(length - len(remembered))
+        size, remembered = task.prompt_tokens[0], tuple[int, ...]()
+        if task.edited_tokens:
+            remembered = whole(leading, size - task.edited_tokens + task.replaced_tokens)
+        elif task.shared_tokens and task.way != "restarted":
+            remembered = whole(leading, task.shared_tokens)
         for number in range(rounds + 1):
             if task.edited_tokens:
-                line = take(task.edited_tokens)
-                texts = [_edit(remembered, line, edit_place(task, rounds, number))]
+                line, where = take(task.edited_tokens), edit_place(task, rounds, number)
+                texts = [_edit(remembered, line, where, task.replaced_tokens)]
             else:
-                start = remembered or tuple(leading)
-                texts = [start + take(size - len(start)) for size in task.prompt_tokens]
+                start = () if task.way == "restarted" else remembered
+                texts = [whole(start or leading, length) for length in task.prompt_tokens]
+            if task.way == "restarted":
+                (remembered,) = texts
             table[task.name, number] = RoundPrompts(remembered, tuple(texts))
     return table
 
@@ -116,15 +131,17 @@ def edit_place(task: Task, rounds: int, number: int) -> int:
     return length // 2 + (away if number % 2 else -away)
 
 
-def _edit(text: tuple[int, ...], line: tuple[int, ...], place: int) -> tuple[int, ...]:
-    """Return the text with a line written over it; its first token differs from the old one."""
+def _edit(
+    text: tuple[int, ...], line: tuple[int, ...], place: int, replaced: int
+) -> tuple[int, ...]:
+    """Return the text with a line in the place of some tokens; the first of them differs."""
     old = text[place]
     if line[0] == old:
         line = (
             *(token for token in line if token != old),
             *(token for token in line if token == old),
         )
-    return (*text[:place], *line, *text[place + len(line) :])
+    return (*text[:place], *line, *text[place + replaced :])
 
 
 def library_modules() -> Iterator[tuple[str, str]]:

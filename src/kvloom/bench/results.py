@@ -113,10 +113,10 @@ class Measurement:
 
     Attributes:
         engine: its name.
-        samples: one per round; none if it failed.
-        failure: why there are no samples.
-        equal_tokens: generated tokens before the first one that differs from kvloom's.
-        compared_tokens: generated tokens that were compared with kvloom's.
+        samples: one per round; none if it failed, or cannot do such a thing.
+        failure: why there are no samples; None if it cannot do such a thing.
+        equal_tokens: generated tokens before the first one that differs from kvloom's exact ones.
+        compared_tokens: generated tokens that were compared with these.
     """
 
     engine: str

@@ -18,6 +18,7 @@ from kvloom.bench.case_kinds import EXACT, FIRST_TOKEN, in_all_ways
 from kvloom.bench.case_results import Outcome
 from kvloom.bench.peers.wire import equal_start
 from kvloom.bench.reuse_cases import ReuseCase
+from kvloom.bench.reuse_engine import Engines
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,12 +93,12 @@ def new_order(case: ReuseCase, seed: int) -> list[str]:
 
 
 def measure(
-    llm: LLM, case: ReuseCase, kinds: Sequence[Kind], seed: int, scored: int
+    engines: Engines, case: ReuseCase, kinds: Sequence[Kind], seed: int, scored: int
 ) -> tuple[Scored, tuple[Outcome, ...]]:
     """Join chunks in another order, in all ways.
 
     Args:
-        llm: without prefix caching and without repairs.
+        engines: without prefix caching and without repairs.
         case: the prompt as an earlier request had it.
         kinds: the exact one first.
         seed: of the order.
@@ -106,7 +107,7 @@ def measure(
     Raises:
         KvloomError: the prompt cannot be computed.
     """
-    joining = _Joining(llm, case, new_order(case, seed), scored)
+    joining = _Joining(engines, case, new_order(case, seed), scored)
     outcomes = in_all_ways(kinds, joining.carry_out)
     assert joining.scored is not None
     return joining.scored, outcomes
@@ -116,12 +117,17 @@ def measure(
 class _Joining:
     """One prompt in its new order, and what the exact kind said of it."""
 
-    llm: LLM
+    engines: Engines
     case: ReuseCase
     order: list[str]
     wanted: int
     scored: Scored | None = None
     tokens: list[int] = field(default_factory=list)
+
+    @property
+    def llm(self) -> LLM:
+        """The engine of now."""
+        return self.engines.llm
 
     def carry_out(self, kind: Kind) -> tuple[Outcome, Tensor]:
         """Join in one way; return its outcome without comparison, and the logits (s, v)."""
@@ -154,6 +160,8 @@ class _Joining:
             # Chunks that are computed alone do not depend on an order. In that of the earlier
             # request those which `craft` learned from are exact, and would be taken instead.
             self._join(replace(kind, fidelity="shifted"), self.order).close()
+        if kind.fidelity != EXACT:
+            self.engines.restart()
         return None
 
     def _joined(self, kind: Kind, kept: Document | None) -> Document:

@@ -24,6 +24,7 @@ class ReuseOptions(CaseOptions):
         chunk_tokens: of a chunk, about; 0 leaves texts as long as they are.
         scored: tokens that are scored.
         seed: of the order that chunks are joined in.
+        from_disk: whether the engine restarts between the earlier request and the measured one.
 
     Raises:
         RequestError: a value is out of range.
@@ -33,6 +34,7 @@ class ReuseOptions(CaseOptions):
     chunk_tokens: int = 512
     scored: int = 24
     seed: int = 0
+    from_disk: bool = False
 
     def __post_init__(self) -> None:
         # A class with slots is made anew by its decorator, which `super()` without arguments

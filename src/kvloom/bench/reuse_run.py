@@ -6,26 +6,22 @@ Does not know: how chunks are joined, or in which order prompts are measured.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from kvloom.bench.case_run import Running, begin, run_cases
 from kvloom.bench.reuse_cases import ChunkRule, Material, ReuseCase
+from kvloom.bench.reuse_engine import Engines
 from kvloom.bench.reuse_kinds import make_kinds, measure
 from kvloom.bench.reuse_results import ReuseOptions, ReuseReport, ReuseResult
-
-if TYPE_CHECKING:
-    from kvloom import LLM
 
 GROUP = "prompts"
 
 
 def run_reuse(
-    llm: LLM, options: ReuseOptions, material: Material, running: Running[ReuseReport]
+    engines: Engines, options: ReuseOptions, material: Material, running: Running[ReuseReport]
 ) -> ReuseReport:
     """Measure prompts until there are enough of them.
 
     Args:
-        llm: without prefix caching, else equal texts would answer for approximate ones, and
+        engines: without prefix caching, else equal texts would answer for approximate ones, and
             without repairs, else these would become exact.
         options: what is measured.
         material: what prompts are made of.
@@ -34,7 +30,7 @@ def run_reuse(
     Raises:
         RequestError: the earlier report is about something else, or there is no prompt to measure.
     """
-    kinds = make_kinds(options.shares)
+    kinds, llm = make_kinds(options.shares), engines.llm  # whose tokenizer outlives it
     fresh = begin(ReuseReport, llm, material.title, options, [kind.name for kind in kinds])
 
     def length(text: str) -> int:
@@ -45,7 +41,7 @@ def run_reuse(
         tokens += sum(length(text) for text in (*case.chunks, case.question))
         if tokens + options.scored > llm.spec.max_positions:
             return f"the prompt is longer than the context of {llm.spec.max_positions} tokens"
-        scored, outcomes = measure(llm, case, kinds, options.seed, options.scored)
+        scored, outcomes = measure(engines, case, kinds, options.seed, options.scored)
         return ReuseResult(
             name=case.name,
             group=GROUP,

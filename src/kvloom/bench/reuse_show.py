@@ -37,8 +37,9 @@ def reuse_warnings(report: ReuseReport) -> list[str]:
 def _measured(report: ReuseReport) -> str:
     options = report.options
     size = f"about {options.chunk_tokens:,} tokens" if options.chunk_tokens else "any length"
+    kept = "from disk after a restart" if options.from_disk else "from memory"
     return (
-        f"{options.chunks} chunks of {size} in another order (seed {options.seed}) · "
+        f"{options.chunks} chunks of {size} {kept} in another order (seed {options.seed}) · "
         f"{options.scored} tokens scored: the answer, then what exact says behind it"
     )
 

@@ -18,20 +18,20 @@ from rich.text import Text
 from kvloom.bench.figures import (
     Row,
     Standing,
-    Summary,
     find_warnings,
     make_rows,
     make_standings,
-    warm_shares,
 )
 from kvloom.bench.results import EngineReport, SpeedReport
+from kvloom.bench.shares import Share, make_shares
 
 SCHEMA = "kvloom.bench.speed"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _NONE = "–"
 _LEGEND = (
     "median and range over the rounds · *: the fastest peer · x as fast: how many times as fast as "
-    "this engine kvloom is · same: generated tokens that equal kvloom's, up to the first other one"
+    "this engine kvloom is · same: generated tokens that equal kvloom's exact ones, up to the "
+    "first other one · repaired, shifted: KV behind the change is kept, so that tokens may differ"
 )
 
 
@@ -41,7 +41,7 @@ def report_json(report: SpeedReport) -> str:
     content |= TypeAdapter(SpeedReport).dump_python(report, mode="json")
     content["figures"] = [asdict(row) for row in make_rows(report)]
     content["standings"] = [asdict(standing) for standing in make_standings(report)]
-    content["warm_shares"] = warm_shares(report)
+    content["shares"] = [asdict(share) for share in make_shares(report)]
     content["warnings"] = find_warnings(report)
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
@@ -49,19 +49,15 @@ def report_json(report: SpeedReport) -> str:
 def render(report: SpeedReport) -> RenderableType:
     """Return the tables, what to know about the machine, and the warnings."""
     warnings = [Text(f"Warning: {text}", style="yellow") for text in find_warnings(report)]
-    shares = [
-        Text(f"{name}: a first token behind the shared prefix takes {share:.3f} of a cold one")
-        for name, share in warm_shares(report).items()
-    ]
     return Group(
         _figures_table(make_rows(report)),
         Text(_LEGEND, style="dim"),
         "",
         *_standings_part(make_standings(report)),
+        *_shares_part(make_shares(report)),
         _engines_table(report.engines),
         "",
         Text(_describe(report), style="dim"),
-        *shares,
         *(Text(failure, style="red") for failure in _failures(report)),
         *warnings,
     )
@@ -77,7 +73,7 @@ def _figures_table(rows: list[Row]) -> Table:
             row.task if first else "",
             f"{row.engine} *" if row.best_peer else row.engine,
             _NONE if row.summary is None else f"{_number(row.summary.median)} {row.unit}",
-            "failed" if row.summary is None else _range(row.summary),
+            _range(row),
             "" if row.times_as_fast is None else f"{row.times_as_fast:.2f}",
             f"{row.equal_tokens}/{row.compared_tokens}" if row.compared_tokens else "",
         )
@@ -102,6 +98,31 @@ def _standings_part(standings: list[Standing]) -> list[RenderableType]:
             _NONE if standing.place is None else f"{standing.place} of {standing.engines}",
         )
     return [table, ""]
+
+
+def _shares_part(shares: list[Share]) -> list[RenderableType]:
+    """Return a table of what is saved where less is computed; nothing if no task tells."""
+    if not shares:
+        return []
+    table = _table("part of the time that computing takes", "engine")
+    for heading in ("of its own", "of the best peer's"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for place, share in enumerate(shares):
+        first = place == 0 or shares[place - 1].name != share.name
+        table.add_row(
+            share.task if first else "",
+            share.engine,
+            _part(share.of_own),
+            _NONE
+            if share.of_best_peer is None
+            else f"{_part(share.of_best_peer)} {share.best_peer}",
+        )
+    return [table, ""]
+
+
+def _part(share: float | None) -> str:
+    """Return a share with, as people say it, one in how many it is."""
+    return _NONE if share is None else f"{share:.3f} (1/{1 / share:.1f})"
 
 
 def _engines_table(engines: tuple[EngineReport, ...]) -> Table:
@@ -165,8 +186,11 @@ def _failures(report: SpeedReport) -> list[str]:
     return lines
 
 
-def _range(summary: Summary) -> str:
-    return f"{_number(summary.low)}–{_number(summary.high)}"
+def _range(row: Row) -> str:
+    """Return the range; of an engine that cannot do such a thing there is none."""
+    if row.summary is None:
+        return _NONE if row.failure is None else "failed"
+    return f"{_number(row.summary.low)}–{_number(row.summary.high)}"
 
 
 def _number(value: float) -> str:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from kvloom.bench.contender import Contender
@@ -152,14 +152,17 @@ def _measure_all(
     results = []
     for task in tasks:
         runs = [_Run() for _ in contenders]
+        exact = _Run() if task.approximate else runs[0]
         interrupted = False
         try:
             _measure(task, prompts, contenders, runs, rounds, meter)
+            if task.approximate:
+                _run_exactly(task, prompts, contenders[0], exact, len(runs[0].samples))
         except KeyboardInterrupt:
             interrupted = True
         # A task that an interrupt met before any round says nothing.
         if not interrupted or any(run.samples for run in runs):
-            results.append(_finish(task, contenders, runs))
+            results.append(_finish(task, contenders, runs, exact))
         if interrupted:
             return results, True
     return results, False
@@ -178,7 +181,7 @@ def _measure(
         phase = f"round {number} of {rounds}" if number else "warming up"
         for contender, run in zip(contenders, runs, strict=True):
             meter.tell(f"{task.title} · {contender.name} · {phase}")
-            if run.failure is None:
+            if run.failure is None and contender.offers(task):
                 _run_round(task, prompts, contender, run, number)
             meter.advance(work_units(task))
 
@@ -197,24 +200,39 @@ def _run_round(
         run.outputs += outputs
 
 
-def _finish(task: Task, contenders: Sequence[Contender], runs: Sequence[_Run]) -> TaskResult:
-    pairs = zip(contenders, runs, strict=True)
-    return TaskResult(
-        task, tuple(_compare(contender.name, run, runs[0]) for contender, run in pairs)
+def _run_exactly(task: Task, prompts: PromptTable, ours: Contender, run: _Run, rounds: int) -> None:
+    """Let kvloom do an approximate task exactly, after all rounds.
+
+    Before them, its cache of prefixes would answer in place of the approximation.
+    """
+    for number in range(1, rounds + 1):
+        if run.failure is None:
+            _run_round(replace(task, way="exact"), prompts, ours, run, number)
+
+
+def _finish(
+    task: Task, contenders: Sequence[Contender], runs: Sequence[_Run], exact: _Run
+) -> TaskResult:
+    measurements = tuple(
+        _compare(contender.name, run, exact)
+        if contender.offers(task)
+        else Measurement(engine=contender.name)
+        for contender, run in zip(contenders, runs, strict=True)
     )
+    return TaskResult(task, measurements)
 
 
-def _compare(name: str, run: _Run, ours: _Run) -> Measurement:
-    """Return the measurement of a run, compared with kvloom's output."""
+def _compare(name: str, run: _Run, exact: _Run) -> Measurement:
+    """Return the measurement of a run, compared with kvloom's exact output."""
     failure = run.failure
     if failure is None and not run.samples:
         failure = "interrupted before a round was measured"
     if failure is not None:
         return Measurement(engine=name, failure=failure)
     pairs: list[tuple[list[int], list[int]]] = []
-    if run is not ours and ours.failure is None:
+    if run is not exact and exact.failure is None:
         # An interrupt leaves the later engines one round behind.
-        pairs = list(zip(run.outputs, ours.outputs, strict=False))
+        pairs = list(zip(run.outputs, exact.outputs, strict=False))
     return Measurement(
         engine=name,
         samples=tuple(run.samples),

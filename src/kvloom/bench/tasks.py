@@ -7,12 +7,13 @@ Does not know: engines, or the text of the prompts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kvloom import RequestError
 
 FigureName = Literal["prefill", "decode", "throughput", "first_token"]
+Way = Literal["exact", "repaired", "shifted", "restarted"]
 
 # A generated token takes about as long as this many prompt tokens; for the time left only.
 _DECODE_WEIGHT = 30
@@ -29,8 +30,13 @@ class Task:
         prompt_tokens: length of each prompt; all are sent at once.
         new_tokens: tokens generated for each prompt.
         shared_tokens: tokens at the start of the prompt that were computed by an earlier request.
-        edited_tokens: tokens in the middle that were replaced since an earlier request computed the
+        edited_tokens: tokens in the middle that were put in since an earlier request computed the
             whole text; 0 if it is no edit. Another place is edited in each round.
+        replaced_tokens: tokens that stood there before.
+        way: how what was computed earlier is used: `exact` takes of it what a fresh prefill would
+            have, `repaired` and `shifted` keep what is behind the edit as well, `restarted` is
+            exact and begins with the engine started anew. Engines need not have the others.
+        held_against: name of the task that does the same with more work; empty for none.
     """
 
     name: str
@@ -40,6 +46,14 @@ class Task:
     new_tokens: int
     shared_tokens: int = 0
     edited_tokens: int = 0
+    replaced_tokens: int = 0
+    way: Way = "exact"
+    held_against: str = ""
+
+    @property
+    def approximate(self) -> bool:
+        """Whether the tokens generated need not be those of an exact computation."""
+        return self.way in ("repaired", "shifted")
 
     @property
     def family(self) -> str:
@@ -61,6 +75,9 @@ class Sizes:
         question: tokens behind that prefix.
         edited: length of a text in which a line is changed.
         line: tokens of that line.
+        old_line: tokens of the line that it replaces; another number, so that what is behind moves.
+        judged: tokens generated behind an approximate edit, to be held against exact ones.
+        restarted: length of a prompt that is sent again after a restart.
     """
 
     prefill: tuple[int, ...] = (512, 2048, 6000)
@@ -72,6 +89,9 @@ class Sizes:
     question: int = 32
     edited: int = 4000
     line: int = 12
+    old_line: int = 9
+    judged: int = 16
+    restarted: int = 4000
 
 
 FULL = Sizes()
@@ -85,6 +105,9 @@ QUICK = Sizes(
     question=8,
     edited=72,
     line=4,
+    old_line=3,
+    judged=4,
+    restarted=64,
 )
 
 
@@ -119,7 +142,7 @@ def make_tasks(sizes: Sizes) -> list[Task]:
             new_tokens=sizes.batch_tokens,
         )
     )
-    return [*tasks, *_shared_prefix_tasks(sizes), _edit_task(sizes)]
+    return [*tasks, *_shared_prefix_tasks(sizes), *_edit_tasks(sizes), *_restart_tasks(sizes)]
 
 
 def _shared_prefix_tasks(sizes: Sizes) -> list[Task]:
@@ -137,19 +160,55 @@ def _shared_prefix_tasks(sizes: Sizes) -> list[Task]:
         prompt_tokens=(sizes.shared + sizes.question,),
         new_tokens=1,
         shared_tokens=sizes.shared,
+        held_against=cold.name,
     )
     return [cold, warm]
 
 
-def _edit_task(sizes: Sizes) -> Task:
-    return Task(
+def _edit_tasks(sizes: Sizes) -> list[Task]:
+    exact = Task(
         name=f"edit-{sizes.edited}",
         title=f"first token, one line of {sizes.edited:,} changed",
         figure="first_token",
         prompt_tokens=(sizes.edited,),
         new_tokens=1,
         edited_tokens=sizes.line,
+        replaced_tokens=sizes.old_line,
     )
+    ways: tuple[Way, ...] = ("repaired", "shifted")
+    return [
+        exact,
+        *(
+            replace(
+                exact,
+                name=f"{exact.name}-{way}",
+                title=f"{exact.title}, {way}",
+                new_tokens=sizes.judged,
+                way=way,
+                held_against=exact.name,
+            )
+            for way in ways
+        ),
+    ]
+
+
+def _restart_tasks(sizes: Sizes) -> list[Task]:
+    cold = Task(
+        name="restart-cold",
+        title=f"first token, {sizes.restarted:,} cold",
+        figure="first_token",
+        prompt_tokens=(sizes.restarted,),
+        new_tokens=1,
+    )
+    warm = replace(
+        cold,
+        name="restart-warm",
+        title=f"first token, {sizes.restarted:,} known before a restart",
+        shared_tokens=sizes.restarted - 1,
+        way="restarted",
+        held_against=cold.name,
+    )
+    return [cold, warm]
 
 
 def choose_tasks(tasks: Sequence[Task], names: Sequence[str]) -> list[Task]:
@@ -169,6 +228,6 @@ def choose_tasks(tasks: Sequence[Task], names: Sequence[str]) -> list[Task]:
 
 def work_units(task: Task) -> int:
     """Return roughly how long one round of a task takes, in prompt tokens."""
-    computed = sum(task.prompt_tokens) - task.shared_tokens
+    computed = sum(task.prompt_tokens) - (0 if task.way == "restarted" else task.shared_tokens)
     at_once = max(1, len(task.prompt_tokens) // 4)
     return computed + _DECODE_WEIGHT * task.new_tokens * at_once

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvloom.cli.bench_cases import INTERRUPTED
+from kvloom.cli.bench_chain import chain
 from kvloom.cli.bench_edit import edit
 from kvloom.cli.bench_options import check_files, chosen_formats
 from kvloom.cli.bench_reuse import reuse
@@ -38,6 +39,7 @@ def make_bench() -> typer.Typer:
     )
     bench.command("speed")(flatten(speed))
     bench.command("edit")(flatten(edit))
+    bench.command("chain")(flatten(chain))
     bench.command("reuse")(flatten(reuse))
     bench.add_typer(make_peers(), name="peers")
     return bench
@@ -73,7 +75,7 @@ class RunOptions:
         str,
         typer.Option(
             show_default="all",
-            help="Tasks or families, with commas: prefill-512,decode,batch,shared,edit.",
+            help="Tasks or families, with commas: prefill-512,decode,batch,shared,edit,restart.",
         ),
     ] = ""
     quick: Annotated[
@@ -125,7 +127,7 @@ def speed(
         typer.Option(dir_okay=False, help="Draw bars into this .svg or .png file."),
     ] = None,
 ) -> None:
-    """Time prefill, decode, many prompts, shared prefixes and an edit, in alternating rounds."""
+    """Time prefill, decode, many prompts, shared prefixes, edits and restarts, in rounds."""
     check_files(json_file, picture)
     options = run.speed_options()
     terminal = Terminal()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,9 +104,16 @@ def run_bench(
     options: CaseOptions,
     limit: int,
     files: FileOptions,
-    run: Callable[[LLM, Running[R]], R],
+    run: Callable[[Callable[..., LLM], Running[R]], R],
 ) -> None:
-    """Run a bench on a model, keep its report while it grows, then show it.
+    """Run a bench, keep its report while it grows, then show it.
+
+    Args:
+        presentation: of the report.
+        options: what is measured.
+        limit: cases in all.
+        files: where the report goes.
+        run: is told how to open the model, and further keyword arguments of it may be given.
 
     Raises:
         RequestError: the file holds another report, or there is nothing to measure.
@@ -130,8 +138,10 @@ def run_bench(
         # Exact documents would answer for the equal text of approximate ones, and approximate ones
         # would become exact.
         settings |= {"enable_prefix_caching": False, "repair_when_idle": False}
-        with LLM(options.model, **settings) as llm:
-            report = run(llm, Running(limit=limit, earlier=earlier, keep=keep, progress=progress))
+        report = run(
+            partial(LLM, options.model, **settings),
+            Running(limit=limit, earlier=earlier, keep=keep, progress=progress),
+        )
     terminal.results.print(presentation.render(report))
     if files.picture is not None:
         presentation.draw(report, files.picture)

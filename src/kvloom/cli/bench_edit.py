@@ -6,6 +6,7 @@ Does not know: how edits are measured.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -120,7 +121,8 @@ def edit(
     from kvloom.bench.edit_run import run_edits
     from kvloom.bench.edit_show import EDITS
 
-    def run(llm: LLM, running: Running[EditReport]) -> EditReport:
-        return run_edits(llm, options, source, running)
+    def run(opened: Callable[..., LLM], running: Running[EditReport]) -> EditReport:
+        with opened() as llm:
+            return run_edits(llm, options, source, running)
 
     run_bench(EDITS, options, limit, files, run)

@@ -6,8 +6,12 @@ Does not know: how joined chunks are measured.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -78,6 +82,12 @@ class JoinOptions:
         str, typer.Option(help="Shares of the chunks' rows that are computed again, with commas.")
     ] = "0.05,0.15,0.3"
     seed: Annotated[int, typer.Option(help="Of the order that chunks are joined in.")] = 0
+    from_disk: Annotated[
+        bool,
+        typer.Option(
+            "--from-disk", help="Start the engine anew, so that every kind loads its chunks."
+        ),
+    ] = False
 
     def options(self, engine: EngineChoice) -> ReuseOptions:
         """Return what is measured.
@@ -95,6 +105,7 @@ class JoinOptions:
             scored=self.scored,
             shares=read_shares(self.shares),
             seed=self.seed,
+            from_disk=self.from_disk,
             settings=engine.settings(),
         )
 
@@ -111,10 +122,16 @@ def reuse(
     files.check()
     material, options = where.material(), what.options(engine)
 
+    from kvloom import StoreSettings
+    from kvloom.bench.reuse_engine import Engines
     from kvloom.bench.reuse_run import run_reuse
     from kvloom.bench.reuse_show import JOINS
 
-    def run(llm: LLM, running: Running[ReuseReport]) -> ReuseReport:
-        return run_reuse(llm, options, material, running)
+    def run(opened: Callable[..., LLM], running: Running[ReuseReport]) -> ReuseReport:
+        with TemporaryDirectory(prefix="kvloom-bench-") as folder:
+            store = StoreSettings(folder=Path(folder)) if options.from_disk else None
+            engines = Engines(partial(opened, store=store), restarts=options.from_disk)
+            with closing(engines):
+                return run_reuse(engines, options, material, running)
 
     run_bench(JOINS, options, limit, files, run)

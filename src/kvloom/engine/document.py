@@ -20,6 +20,7 @@ from kvloom.engine.tenants import tenant_of
 from kvloom.errors import RequestError
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.edit import Transplant
+from kvloom.kv.inspection import deviation
 from kvloom.kv.plan import EditPlan, require_movable
 from kvloom.kv.span import cut
 from kvloom.outputs import EditReceipt, Fidelity
@@ -128,6 +129,25 @@ class Document(KeptText):
         found = self._llm.retokenizer.replace_text(self._tokens, text)
         return self._edit(found, wanted, begun)
 
+    def deviation(self, other: Document, layer: int = 0) -> tuple[float, float]:
+        """Return how far keys and values of a layer are from another document's of equal tokens.
+
+        Keys are compared where they stand now. Each is the largest difference, as a share of the
+        other's largest number.
+
+        Raises:
+            RequestError: the tokens differ, there are none, or the model has no such layer.
+        """
+        layers = self._llm.spec.layers
+        if not self._tokens or self._tokens != other.tokens:
+            raise RequestError("Only documents of the same tokens can be compared.", param="other")
+        if not 0 <= layer < len(layers):
+            raise RequestError(
+                f"The model has {len(layers)} layers and none that is {layer}.", param="layer"
+            )
+        with self._whole() as kv, other._whole() as theirs:
+            return self._call(lambda _: deviation(kv, theirs, layers[layer]))
+
     def repair(self) -> EditReceipt:
         """Compute everything again that is not exact, and wait for it.
 
@@ -227,6 +247,7 @@ class Document(KeptText):
             built, repaired = done.doc, done.receipt
         self._stays_as_it_is |= wanted.baseline is not None
         self._become(found.applied(old), built)
+        self._call(lambda engine: engine.tidy(built))
         return self._receipt(wanted.fidelity, found, rows, begun, repaired)
 
     def _make_exact(self, tokens: list[int], found: TokenEdit, begun: float) -> EditReceipt:

@@ -31,6 +31,7 @@ from kvloom.engine.repairs import Repairs
 from kvloom.engine.request import Event, Request, Sequence
 from kvloom.engine.watcher import Watcher
 from kvloom.errors import CapacityError
+from kvloom.kv.compact import tidy
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
 from kvloom.kv.pool import PAGE_SLOTS, Pool
@@ -246,6 +247,11 @@ class Engine:
         """Let go of a document that a user held."""
         self.idle.release(doc)
         self.memory.forget(doc)
+
+    def tidy(self, doc: KVDoc) -> None:
+        """Let a document that edits have scattered lie together, where that is worth the time."""
+        self.release_abandoned()  # what shares blocks with it keeps them where they are
+        tidy(doc)
 
     def abandon(self, doc: KVDoc) -> None:
         """Let go of a document soon; may be called by any thread and by a garbage collector."""

@@ -19,7 +19,8 @@ from kvloom.engine.streams import stream_tokens
 from kvloom.errors import RequestError
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.edit import Truncate
-from kvloom.outputs import EditReceipt, Provenance, RequestOutput, StreamChunk
+from kvloom.kv.inspection import layout_of
+from kvloom.outputs import DocumentLayout, EditReceipt, Provenance, RequestOutput, StreamChunk
 from kvloom.params import SamplingParams
 from kvloom.store.key import ANYBODY
 
@@ -82,6 +83,11 @@ class KeptText:
     def nbytes(self) -> int:
         """Bytes of the blocks that hold the document's KV now."""
         return self._call(lambda _: self._kv.nbytes)
+
+    @property
+    def layout(self) -> DocumentLayout:
+        """How the document's KV lies in memory now."""
+        return self._call(lambda _: layout_of(self._kv))
 
     @property
     def provenance(self) -> Provenance:

@@ -127,6 +127,7 @@ class Repairer:
         exact = doc.fork()
         try:
             exact.truncate(start)
+            exact.expected_length = doc.length  # the next pieces find room right behind this one
             pos = np.arange(start, stop, dtype=np.int64) + doc.start_pos
             self._runner.forward([Rows(exact, tokens[start:stop], pos, "none")])
             exact.close_tail()

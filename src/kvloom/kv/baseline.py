@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from torch import Tensor
-
 from kvloom.kv.segment import Segment, SlotArrays
 from kvloom.kv.span import Span
 from kvloom.registry import named
@@ -60,15 +58,5 @@ def baseline(name: str) -> Baseline:
 def _moved(arrays: SlotArrays | None, start: int, stop: int, shift: int) -> SlotArrays | None:
     if arrays is None:
         return None
-
-    def part(array: Tensor | None) -> Tensor | None:
-        return None if array is None else array[start:stop]
-
-    pos = part(arrays.pos)
-    return SlotArrays(
-        pos=None if pos is None else pos + shift,
-        score=part(arrays.score),
-        bias=part(arrays.bias),
-        span=part(arrays.span),
-        tag=part(arrays.tag),
-    )
+    part = arrays.part(start, stop)
+    return part if part.pos is None else replace(part, pos=part.pos + shift)

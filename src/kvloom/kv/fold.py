@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from kvloom.kv.doc import KVDoc
+from kvloom.kv.gather import NOWHERE, views_read
 from kvloom.kv.pool import Pool
 from kvloom.kv.segment import visibility_mask
-from kvloom.kv.views import Reading, View, read, row_ranges, share, views_of
+from kvloom.kv.views import Reading, View, read, row_ranges, share
 from kvloom.ops.partial import add_sink, attend, merge_into
-from kvloom.ops.rope import rotate, shift_table
+from kvloom.ops.rope import rotate, shift_table, shift_tables
 from kvloom.types import LayerSpec, Partial, Rope
 
 RowIndex = slice | Tensor
@@ -35,6 +36,8 @@ class Piece:
         shift: position of the keys now minus the position they were rotated at.
         causal: row i sees slots 0..i only.
         mask: fp32 added to the logits; None if every row sees every slot.
+        turned: slots that are read and the shift of each, by which its key is turned; None where
+            all are, and one query turned by `shift` serves them.
         alone: no other piece is read by these rows.
     """
 
@@ -44,6 +47,7 @@ class Piece:
     shift: int
     causal: bool
     mask: Tensor | None
+    turned: tuple[Tensor, Tensor] | None
     alone: bool
 
 
@@ -87,7 +91,7 @@ def plan_fold(
     pool = docs[0].pool
     ranges = row_ranges(pos)
     packed_pos = torch.from_numpy(np.concatenate(pos))
-    views = [views_of(doc) for doc in docs]
+    views = [views_read(doc) for doc in docs]
     pieces = {}
     for window in set(windows):
         readings = [
@@ -161,6 +165,11 @@ def _partial(
             plan.turns[piece.shift, layer.rope] = turn
         q = rotate(q, *turn, layer.rope)
     k, v = plan.pool.read(layer.index, piece.start, piece.stop)
+    if piece.turned is not None:
+        slots, shifts = piece.turned
+        k, v = k[:, slots], v[:, slots]
+        if layer.rope is not None:
+            k = rotate(k, *shift_tables(layer.rope, shifts), layer.rope)
     return attend(
         q,
         k,
@@ -187,8 +196,19 @@ def _pieces(readings: Sequence[Reading], pos: Tensor, window: int | None) -> tup
         alone = all(bool((readers[a:b] == 1).all()) for a, b in reading.rows)
         view = reading.view
         causal = reading.visibility == "causal"
-        pieces.append(Piece(view.start, view.stop, rows, view.shift, causal, mask, alone))
+        turned = _turned(view)
+        if turned is not None and mask is not None:
+            mask = mask[:, turned[0]]
+        pieces.append(Piece(view.start, view.stop, rows, view.shift, causal, mask, turned, alone))
     return tuple(pieces)
+
+
+def _turned(view: View) -> tuple[Tensor, Tensor] | None:
+    """Return the slots of a gathered view that anybody sees, from its first one on, and shifts."""
+    if view.slot_shifts is None:
+        return None
+    slots = np.flatnonzero(view.slot_pos != NOWHERE)
+    return torch.from_numpy(slots), torch.from_numpy(view.slot_shifts[slots])
 
 
 def _tile(pieces: Sequence[Piece], num_rows: int) -> bool:

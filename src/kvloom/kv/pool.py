@@ -118,6 +118,15 @@ class Pool(Slots):
         self._own(run)
         return run
 
+    def allocate_whole(self, num_blocks: int) -> Run | None:
+        """Take the first run of blocks of exactly that length; None if there is none."""
+        found = next((run for run in self._free_runs() if run.num_blocks >= num_blocks), None)
+        if found is None:
+            return None
+        run = Run(found.first_block, num_blocks)
+        self._own(run)
+        return run
+
     def extend(self, block: int, num_blocks: int) -> int:
         """Take up to `num_blocks` free blocks that start at `block`; return how many."""
         stop = min(block + num_blocks, self.num_blocks)

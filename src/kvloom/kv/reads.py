@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kvloom.kv.doc import KVDoc
-from kvloom.kv.pool import PAGE_SLOTS, blocks_for
+from kvloom.kv.gather import tiles_of
+from kvloom.kv.pool import PAGE_SLOTS
 from kvloom.kv.views import Reading, RowRange, View, join, read, share, views_of
 
 FEW_ROWS = 8
@@ -126,7 +127,7 @@ def _joined(views: list[View]) -> tuple[View, ...]:
 def _cut(rows: np.ndarray, views: tuple[View, ...]) -> list[tuple[np.ndarray, tuple[View, ...]]]:
     """Cut an item along its slots, between tiles."""
     chunk = (CHUNK_SLOTS if len(rows) <= FEW_ROWS else TALL_CHUNK_SLOTS) // PAGE_SLOTS
-    tiles = sum(_tiles(view.start, view.stop) for view in views)
+    tiles = sum(tiles_of(view.start, view.stop) for view in views)
     while tiles > ENOUGH_ITEMS * chunk:  # doubled, so that cuts seldom move while a text grows
         chunk *= 2
     if tiles <= chunk + 1:
@@ -140,7 +141,7 @@ def _cut(rows: np.ndarray, views: tuple[View, ...]) -> list[tuple[np.ndarray, tu
             stop = min(view.stop, (start // PAGE_SLOTS + room) * PAGE_SLOTS)
             first_pos = view.first_pos + start - view.start
             pending.append(replace(view, start=start, stop=stop, first_pos=first_pos))
-            room -= _tiles(start, stop)
+            room -= tiles_of(start, stop)
             start = stop
             if room == 0:
                 parts.append(tuple(pending))
@@ -148,11 +149,6 @@ def _cut(rows: np.ndarray, views: tuple[View, ...]) -> list[tuple[np.ndarray, tu
     if pending:
         parts.append(tuple(pending))
     return [(rows, part) for part in parts]
-
-
-def _tiles(start: int, stop: int) -> int:
-    """Return how many tiles a stretch of slots touches."""
-    return blocks_for(stop) - start // PAGE_SLOTS
 
 
 def _numbered(

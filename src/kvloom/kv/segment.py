@@ -42,8 +42,15 @@ class SlotArrays:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays that exist."""
-        arrays = (self.pos, self.score, self.bias, self.span, self.tag)
-        return sum(array.nbytes for array in arrays if array is not None)
+        return sum(array.nbytes for array in self._all if array is not None)
+
+    def part(self, start: int, stop: int) -> SlotArrays:
+        """Return the arrays of slots start to stop - 1; they share memory."""
+        return SlotArrays(*(None if array is None else array[start:stop] for array in self._all))
+
+    @property
+    def _all(self) -> tuple[Tensor | None, ...]:
+        return (self.pos, self.score, self.bias, self.span, self.tag)
 
 
 class Segment:

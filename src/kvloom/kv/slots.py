@@ -143,6 +143,17 @@ class Slots:
             for scales, theirs in pairs:
                 scales[:, slots] = theirs[:, first_slot:stop_slot].clone()
 
+    def copy_slots(self, from_slots: Tensor, slots: Tensor) -> None:
+        """Put what slots hold into others of these, bit for bit; none is among both."""
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            if self.layout == "tiled":
+                k, v = tiles.take_keys(keys, from_slots), tiles.take_values(values, from_slots)
+            else:
+                k, v = keys[:, from_slots], values[:, from_slots]
+            self._put(layer, slots, k, v)
+            for scales in self.arenas(layer)[2:]:
+                scales[:, slots] = scales[:, from_slots]
+
     def _copy_tiles(self, source: Slots, first_slot: int, stop_slot: int, slots: Tensor) -> int:
         """Copy whole tiles as they lie, where both sides have them; return how many slots."""
         count = len(slots) // TILE_SLOTS * TILE_SLOTS

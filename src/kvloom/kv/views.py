@@ -37,6 +37,8 @@ class View:
         first_pos: position of the first slot now.
         shift: position now minus the position the keys were rotated at.
         arrays: arrays per slot, with the slot of the pool they start at; None for plain slots.
+        shifts: int32 shifts per slot of `arrays`, where they differ; the positions there are those
+            of now, and `shift` is 0.
     """
 
     start: int
@@ -44,11 +46,35 @@ class View:
     first_pos: int
     shift: int
     arrays: tuple[SlotArrays, int] | None = None
+    shifts: np.ndarray | None = None
 
     @property
     def stop_pos(self) -> int:
         """Position behind the last slot's."""
         return self.first_pos + self.stop - self.start
+
+    @property
+    def slot_shifts(self) -> np.ndarray | None:
+        """The shift of every slot of the view, where they differ."""
+        if self.shifts is None or self.arrays is None:
+            return None
+        return self.shifts[self.start - self.arrays[1] : self.stop - self.arrays[1]]
+
+    @property
+    def slot_pos(self) -> np.ndarray:
+        """The position of every slot now."""
+        if self.arrays is None or self.arrays[0].pos is None:
+            return np.arange(self.first_pos, self.stop_pos)
+        first = self.arrays[1]
+        return self.arrays[0].pos[self.start - first : self.stop - first].numpy() + self.shift
+
+    @property
+    def slot_bias(self) -> np.ndarray | float:
+        """What is added to the logit of every slot."""
+        if self.arrays is None or self.arrays[0].bias is None:
+            return 0.0
+        first = self.arrays[1]
+        return self.arrays[0].bias[self.start - first : self.stop - first].numpy()
 
     def between(self, first_pos: int, stop_pos: int) -> View | None:
         """Return the part at these positions; None if there is none."""

@@ -33,8 +33,16 @@ def shift_table(
 
     Angles are computed in fp64: a shift may be large and is applied on top of fp32 rotations.
     """
-    angles = shift * torch.tensor(rope.inv_freq, dtype=torch.float64, device=device)
-    return angles.cos().float()[None], angles.sin().float()[None]
+    return shift_tables(rope, torch.tensor([shift], device=device))
+
+
+def shift_tables(
+    rope: Rope, shifts: Int[Tensor, " s"]
+) -> tuple[Float[Tensor, "s n"], Float[Tensor, "s n"]]:
+    """Return fp32 cos and sin that turn each of several vectors by a shift of its own."""
+    inv_freq = torch.tensor(rope.inv_freq, dtype=torch.float64, device=shifts.device)
+    angles = shifts.to(torch.float64)[:, None] * inv_freq
+    return angles.cos().float(), angles.sin().float()
 
 
 def rotate(

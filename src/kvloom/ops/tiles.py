@@ -37,6 +37,22 @@ def untile_values(arena: Num[Tensor, "g t d"]) -> Num[Tensor, "g t d"]:
     return arena.reshape(g, t // pair, d, pair).transpose(2, 3).reshape(g, t, d)
 
 
+def take_keys(arena: Num[Tensor, "g t d"], slots: Int[Tensor, " s"]) -> Num[Tensor, "g s d"]:
+    """Return copies of rows of keys out of the slots of a tiled arena."""
+    g, t, d = arena.shape
+    pair = _pair(arena)
+    tiles = arena.view(g, t // TILE, d // pair, TILE, pair)
+    return tiles[:, slots // TILE, :, slots % TILE].transpose(0, 1).reshape(g, -1, d)
+
+
+def take_values(arena: Num[Tensor, "g t d"], slots: Int[Tensor, " s"]) -> Num[Tensor, "g s d"]:
+    """Return copies of rows of values out of the slots of a tiled arena."""
+    g, t, d = arena.shape
+    pair = _pair(arena)
+    tiles = arena.view(g, t // pair, d, pair)
+    return tiles[:, slots // pair, :, slots % pair].transpose(0, 1)
+
+
 def put_keys(
     arena: Num[Tensor, "g t d"], slots: Int[Tensor, " s"], rows: Num[Tensor, "g s d"]
 ) -> None:

@@ -34,10 +34,10 @@ def module(name: str, **content: Any) -> ModuleType:
 
 
 class FakeLlama:
-    """llama.cpp's functions over a table of sequences; counts the tokens it computes."""
+    """llama.cpp's functions over sequences of tokens by position; counts what it computes."""
 
     def __init__(self, batch_tokens: int = 4) -> None:
-        self.sequences: dict[int, list[int]] = {}
+        self.sequences: dict[int, dict[int, int]] = {}
         self.computed = 0
         self.batch_tokens = batch_tokens
         self.params = SimpleNamespace(n_threads=0)
@@ -60,6 +60,8 @@ class FakeLlama:
             llama_vocab_n_tokens=lambda vocabulary: VOCABULARY,
             llama_model_desc=self.describe,
             llama_memory_seq_rm=self.remove,
+            llama_memory_seq_cp=self.copy,
+            llama_memory_seq_add=self.move,
             llama_memory_clear=lambda memory, data: self.sequences.clear(),
             llama_decode=self.decode,
             llama_get_logits_ith=self.logits,
@@ -73,16 +75,31 @@ class FakeLlama:
     def describe(self, _model: Any, text: Any, _size: int) -> None:
         text.value = b"toy Q4_1"
 
-    def remove(self, _memory: Any, sequence: int, start: int, _end: int) -> None:
-        self.sequences[sequence] = self.sequences.get(sequence, [])[:start]
+    def remove(self, _memory: Any, sequence: int, start: int, end: int) -> None:
+        for at in self.between(sequence, start, end):
+            del self.sequences[sequence][at]
+
+    def copy(self, _memory: Any, source: int, target: int, start: int, end: int) -> None:
+        found = {at: self.sequences[source][at] for at in self.between(source, start, end)}
+        self.sequences.setdefault(target, {}).update(found)
+
+    def move(self, _memory: Any, sequence: int, start: int, end: int, by: int) -> None:
+        moved = {at: self.sequences[sequence].pop(at) for at in self.between(sequence, start, end)}
+        self.sequences[sequence] |= {at + by: token for at, token in moved.items()}
+
+    def between(self, sequence: int, start: int, end: int) -> list[int]:
+        held = self.sequences.setdefault(sequence, {})
+        return [at for at in held if at >= start and (end < 0 or at < end)]
 
     def decode(self, _context: Any, batch: Any) -> int:
         self.rows = []
         for row in range(batch.n_tokens):
-            context = self.sequences.setdefault(batch.seq_id[row][0], [])
-            assert batch.pos[row] == len(context)
-            context.append(batch.token[row])
-            self.rows.append(list(context) if batch.logits[row] else None)
+            context = self.sequences.setdefault(batch.seq_id[row][0], {})
+            # As the library asks for: a batch goes on where its sequence ends.
+            assert batch.pos[row] == max(context, default=-1) + 1
+            context[batch.pos[row]] = batch.token[row]
+            assert sorted(context) == list(range(len(context))) or not batch.logits[row]
+            self.rows.append(list(context.values()) if batch.logits[row] else None)
         self.computed += batch.n_tokens
         return self.status
 

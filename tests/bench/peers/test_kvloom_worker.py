@@ -62,6 +62,45 @@ def test_what_was_remembered_is_reused_and_counted(
     assert done.cached_tokens == 4
 
 
+@pytest.mark.parametrize("way", ["repaired", "shifted"])
+def test_a_change_keeps_what_is_behind_it_and_says_what_it_computed(
+    worker: KvloomWorker, way: str
+) -> None:
+    text = "def add(left, right):\n    return left + right\n\n\ndef halve(number):\n    return 1\n"
+    changed = text.replace("left + right", "right + left + 0")
+    old, new = (worker.tokenize({"text": t}).tokens for t in (text, changed))
+    worker.remember({"tokens": old})
+    done = worker.complete(ask([new], way=way))
+    assert len(done.token_ids[0]) == NEW_TOKENS
+    assert 0 < done.first_token_s < done.total_s
+    behind = len(new) - len(text.split("left + right")[1])
+    assert done.cached_tokens is not None
+    assert 0 < len(new) - done.cached_tokens < len(new) // 2
+    if way == "shifted":
+        assert done.cached_tokens > behind // 2
+    exactly = worker.complete(ask([new]))
+    assert exactly.cached_tokens is not None
+    assert exactly.cached_tokens < done.cached_tokens
+
+
+def test_after_a_restart_all_but_the_last_token_is_there(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    prompt = [1 + number * 7 % 90 for number in range(150)]
+    fields = {"model": str(model_folder), "dtype": "float32", "threads": None}
+    fields |= {"kv_memory": "1MiB", "store": str(tmp_path / "store")}
+    cached, outputs = [], []
+    for _ in range(2):
+        worker = KvloomWorker(silent)
+        assert "restarted" in worker.load(fields).ways
+        done = worker.complete(ask([prompt], way="restarted"))
+        outputs.append(done.token_ids)
+        cached.append(done.cached_tokens)
+        worker.close()
+    assert outputs[0] == outputs[1]
+    assert cached == [0, len(prompt) - 1]
+
+
 def test_tokens_are_the_tokenizers_own(worker: KvloomWorker) -> None:
     tokenized = worker.tokenize({"text": "def add(left, right):"})
     assert tokenized.leading == []

@@ -135,7 +135,9 @@ class TiledWorld(World):
 deeds = st.lists(
     st.builds(
         Deed,
-        st.sampled_from(["new", "append", "fork", "truncate", "graft", "overlay", "bias"]),
+        st.sampled_from(
+            ["new", "append", "fork", "truncate", "graft", "scatter", "overlay", "bias"]
+        ),
         st.tuples(*[st.integers(0, 200)] * 4),
     ),
     min_size=1,

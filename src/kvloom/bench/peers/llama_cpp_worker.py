@@ -1,6 +1,6 @@
 """llama.cpp as one engine of the bench: its library as its server drives it.
 
-Knows: batches of several sequences, the memory of a sequence, and how a start of it is kept.
+Knows: batches of several sequences, the memory of a sequence, and how parts of it are kept.
 Does not know: kvloom, tasks or other engines.
 """
 
@@ -28,6 +28,7 @@ from kvloom.bench.peers.wire import (
 _MOST_SEQUENCES = 32
 _MOST_TOKENS = 16384
 _KEPT = 0  # the sequence that outlives a request, like a slot of the server
+_ASIDE = 1  # where the cells behind a change wait: a batch must go on where its sequence ends
 
 Placed = tuple[int, int, int, bool]
 """A token, its position, its sequence, and whether its logits are wanted."""
@@ -76,6 +77,7 @@ class LlamaCppWorker:
             dtype=_describe(llama_cpp, model),
             threads=threads,
             versions={"llama-cpp-python": llama_cpp.__version__},
+            ways=("exact", "shifted"),
         )
 
     def remember(self, fields: dict[str, Any]) -> Remembered:
@@ -88,7 +90,8 @@ class LlamaCppWorker:
         request = CompleteRequest(**fields)
         started = time.perf_counter()
         if len(request.prompts) == 1:
-            first, cached_tokens = self._prefill_kept(request.prompts[0])
+            prefill = self._shift_kept if request.way == "shifted" else self._prefill_kept
+            first, cached_tokens = prefill(request.prompts[0])
             tokens = [first]
         else:
             tokens, cached_tokens = self._prefill_all(request.prompts), 0
@@ -121,6 +124,28 @@ class LlamaCppWorker:
         (token,) = self._decode(placed)
         self._kept = list(prompt)
         return token, kept
+
+    def _shift_kept(self, prompt: list[int]) -> tuple[int, int]:
+        """Compute what is new in the middle of the kept sequence, and move what is behind it.
+
+        It is what the server's `--cache-reuse` does, by hand and for a change: the keys behind are
+        rotated at the next decode, and nothing sees the new tokens but what is computed later. The
+        last token is computed again, for its logits.
+        """
+        start, behind = _changed(self._kept, prompt)
+        if not behind:
+            return self._prefill_kept(prompt)
+        library, memory = self._library, self._memory
+        old_end, new_end, last = len(self._kept) - behind, len(prompt) - behind, len(prompt) - 1
+        library.llama_memory_seq_cp(memory, _KEPT, _ASIDE, old_end, -1)
+        library.llama_memory_seq_rm(memory, _KEPT, start, -1)
+        library.llama_memory_seq_add(memory, _ASIDE, old_end, -1, new_end - old_end)
+        self._decode([(prompt[at], at, _KEPT, False) for at in range(start, new_end)])
+        library.llama_memory_seq_cp(memory, _ASIDE, _KEPT, new_end, last)
+        library.llama_memory_seq_rm(memory, _ASIDE, -1, -1)
+        (token,) = self._decode([(prompt[last], last, _KEPT, True)])
+        self._kept = list(prompt)
+        return token, len(prompt) - (new_end - start) - 1
 
     def _prefill_all(self, prompts: Sequence[list[int]]) -> list[int]:
         """Compute every prompt in a sequence of its own; return a token for each."""
@@ -160,6 +185,13 @@ class LlamaCppWorker:
 
         logits = self._library.llama_get_logits_ith(self._context, row)
         return int(np.ctypeslib.as_array(logits, shape=(self._vocabulary_size,)).argmax())
+
+
+def _changed(old: Sequence[int], new: Sequence[int]) -> tuple[int, int]:
+    """Return how many tokens are the same before a change, and behind it."""
+    before = equal_start(old, new)
+    behind = equal_start(old[::-1], new[::-1])
+    return before, min(behind, min(len(old), len(new)) - before)
 
 
 def _describe(library: Any, model: Any) -> str:

@@ -30,6 +30,7 @@ class LoadRequest:
         threads: CPU threads; None leaves the engine's own choice.
         kv_memory: for engines that reserve KV memory, such as "512MiB".
         settings: further keyword arguments of kvloom's `LLM`; other engines ignore them.
+        store: folder in which KV outlives the process, for engines that say `restarted`.
     """
 
     model: str
@@ -37,6 +38,7 @@ class LoadRequest:
     threads: int | None
     kv_memory: str
     settings: dict[str, Any] = field(default_factory=dict)
+    store: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +50,15 @@ class Loaded:
         dtype: what is computed with.
         threads: CPU threads that are used.
         versions: of the engine and of what decides its speed.
+        ways: how it can use what it remembers: `exact`, and more if it can keep KV behind a change
+            (`shifted`, `repaired`) or beyond its process (`restarted`).
     """
 
     model_path: str
     dtype: str
     threads: int
     versions: dict[str, str]
+    ways: tuple[str, ...] = ("exact",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,11 +102,14 @@ class CompleteRequest:
         new_tokens: tokens to generate for each prompt.
         shared_tokens: how many tokens at the start of the prompt were remembered; 0 is cold. What
             was remembered may go on differently behind them.
+        way: one of the engine's ways; `shifted` and `repaired` keep of one prompt what was
+            remembered behind the change as well.
     """
 
     prompts: list[list[int]]
     new_tokens: int
     shared_tokens: int = 0
+    way: str = "exact"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
