@@ -1,4 +1,4 @@
-"""Kinds: the ways to join chunks that are compared, through the public API alone.
+"""Kinds: the ways to join chunks that are compared.
 
 Knows: joined documents, and what each kind takes from an earlier request.
 Does not know: where chunks come from, or what their outcomes come to.
@@ -19,6 +19,7 @@ from kvloom.bench.case_results import Outcome
 from kvloom.bench.peers.wire import equal_start
 from kvloom.bench.reuse_cases import ReuseCase
 from kvloom.bench.reuse_engine import Engines
+from kvloom.engine.parts import join_tokens, tokenize_parts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,14 +34,15 @@ class Kind:
 
     Attributes:
         name: in tables and files.
-        way: `join` asks kvloom to join; `prefix` reuses what an earlier order begins with alike.
+        way: `join` asks kvloom to join; `naive` joins chunks that were computed without a sink;
+            `prefix` reuses what an earlier order begins with alike.
         fidelity: of `join`.
         share: of `join`.
         planner: of `join`.
     """
 
     name: str
-    way: Literal["join", "prefix"] = "join"
+    way: Literal["join", "naive", "prefix"] = "join"
     fidelity: Fidelity = "repaired"
     share: float = 0.15
     planner: str = "blend"
@@ -80,6 +82,7 @@ def make_kinds(shares: Sequence[float]) -> tuple[Kind, ...]:
             for planner in ("first", "random")
         ),
         Kind("none", planner="none"),
+        Kind("naive", "naive", planner="none"),
     )
 
 
@@ -174,6 +177,10 @@ class _Joining:
     def _join(self, kind: Kind, chunks: Sequence[str]) -> Document:
         case = self.case
         parts: list[str | Chunk] = [case.lead, *map(Chunk, chunks), case.question]
+        if kind.way == "naive":
+            tokens = tokenize_parts(self.llm.tokenizer, parts)
+            fidelity, planner = kind.fidelity, kind.planner
+            return join_tokens(self.llm, tokens, fidelity=fidelity, planner=planner, sink=())
         return self.llm.join(parts, fidelity=kind.fidelity, share=kind.share, planner=kind.planner)
 
     def _shared(self) -> int:

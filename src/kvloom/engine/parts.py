@@ -68,6 +68,7 @@ def join_tokens(
     share: float = REPAIRED_SHARE,
     planner: str = "blend",
     tenant: str = ANYBODY,
+    sink: Sequence[int] | None = None,
 ) -> Document:
     """Return a document of parts in tokens; the settings are those of `join_parts`.
 
@@ -78,6 +79,7 @@ def join_tokens(
         share: of their tokens that is computed again.
         planner: what is done with each part.
         tenant: whose document it is, as `hash_tenant` gives it.
+        sink: tokens that chunks are computed behind; None takes those of `sink_of`.
 
     Raises:
         RequestError: the parts hold no tokens, or a setting is out of range.
@@ -85,8 +87,9 @@ def join_tokens(
         CapacityError: the KV memory cannot hold the parts.
     """
     check_edit(fidelity, share, "blend")
-    sink, asked = sink_of(llm.tokenizer), planner_of(planner, share)
-    joined = Joining(llm.loop, llm.spec, sink, fidelity, asked, tenant).join(parts)
+    asked = planner_of(planner, share)
+    behind = sink_of(llm.tokenizer) if sink is None else tuple(sink)
+    joined = Joining(llm.loop, llm.spec, behind, fidelity, asked, tenant).join(parts)
     return Document(llm, joined.tokens, joined.doc, joined.receipt, tenant=tenant)
 
 
