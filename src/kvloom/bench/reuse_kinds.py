@@ -19,7 +19,6 @@ from kvloom.bench.case_results import Outcome
 from kvloom.bench.peers.wire import equal_start
 from kvloom.bench.reuse_cases import ReuseCase
 from kvloom.bench.reuse_engine import Engines
-from kvloom.engine.parts import join_tokens, tokenize_parts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,18 +33,19 @@ class Kind:
 
     Attributes:
         name: in tables and files.
-        way: `join` asks kvloom to join; `naive` joins chunks that were computed without a sink;
-            `prefix` reuses what an earlier order begins with alike.
+        way: `join` asks kvloom to join; `prefix` reuses what an earlier order begins with alike.
         fidelity: of `join`.
         share: of `join`.
         planner: of `join`.
+        sink: of `join`.
     """
 
     name: str
-    way: Literal["join", "naive", "prefix"] = "join"
+    way: Literal["join", "prefix"] = "join"
     fidelity: Fidelity = "repaired"
     share: float = 0.15
     planner: str = "blend"
+    sink: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def make_kinds(shares: Sequence[float]) -> tuple[Kind, ...]:
             for planner in ("first", "random")
         ),
         Kind("none", planner="none"),
-        Kind("naive", "naive", planner="none"),
+        Kind("naive", planner="none", sink=""),
     )
 
 
@@ -177,11 +177,9 @@ class _Joining:
     def _join(self, kind: Kind, chunks: Sequence[str]) -> Document:
         case = self.case
         parts: list[str | Chunk] = [case.lead, *map(Chunk, chunks), case.question]
-        if kind.way == "naive":
-            tokens = tokenize_parts(self.llm.tokenizer, parts)
-            fidelity, planner = kind.fidelity, kind.planner
-            return join_tokens(self.llm, tokens, fidelity=fidelity, planner=planner, sink=())
-        return self.llm.join(parts, fidelity=kind.fidelity, share=kind.share, planner=kind.planner)
+        return self.llm.join(
+            parts, fidelity=kind.fidelity, share=kind.share, planner=kind.planner, sink=kind.sink
+        )
 
     def _shared(self) -> int:
         """Return how many tokens the two orders begin with alike."""
