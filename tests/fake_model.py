@@ -99,17 +99,23 @@ def _seen_slots(plan: FoldPlan) -> list[list[tuple[int, int]]]:
     seen: list[list[tuple[int, int]]] = [[] for _ in range(plan.num_rows)]
     for piece in plan.pieces[None]:
         rows = torch.arange(plan.num_rows)[piece.rows].tolist()
+        slots = torch.arange(piece.start, piece.stop)
+        shifts = torch.full_like(slots, piece.shift)
+        if piece.turned is not None:
+            slots, shifts = piece.start + piece.turned[0], piece.turned[1]
+        pairs = list(zip(slots.tolist(), shifts.tolist(), strict=True))
         for number, row in enumerate(rows):
-            seen[row] += [(slot, piece.shift) for slot in _seen_of(piece, number)]
+            seen[row] += [pairs[index] for index in _seen_of(piece, number, len(pairs))]
     return seen
 
 
-def _seen_of(piece: Piece, number: int) -> list[int]:
+def _seen_of(piece: Piece, number: int, count: int) -> list[int]:
+    """Return which of a piece's slots are seen by one of its rows."""
     if piece.causal:
-        return list(range(piece.start, piece.start + number + 1))
+        return list(range(number + 1))
     if piece.mask is None:
-        return list(range(piece.start, piece.stop))
-    return (piece.start + (piece.mask[number] == 0).nonzero()[:, 0]).tolist()
+        return list(range(count))
+    return (piece.mask[number] == 0).nonzero()[:, 0].tolist()
 
 
 def _digest(entries: np.ndarray, token: int, position: int) -> bytes:

@@ -49,3 +49,12 @@ class RequestError(KvloomError):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+def as_kvloom_error(error: Exception, what: str) -> KvloomError:
+    """Return an error that may be shown to users; of others it says what failed, and why."""
+    if isinstance(error, KvloomError):
+        return error
+    wrapped = KvloomError(f"{what} failed ({type(error).__name__}: {error}).")
+    wrapped.__cause__ = error
+    return wrapped

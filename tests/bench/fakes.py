@@ -1,6 +1,6 @@
-"""Fake engines as the bench starts them, and reports made by hand.
+"""Fake engines as the bench starts them, and reports made by hand, as they are printed.
 
-Knows: the command of the fake worker, and small valid reports.
+Knows: the command of the fake worker, small valid reports, and a terminal that is a text.
 Does not know: any engine.
 """
 
@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console, RenderableType
 
 from kvloom.bench.peers.registry import Engine
 from kvloom.bench.results import (
@@ -25,6 +28,13 @@ from kvloom.bench.tasks import QUICK, Task, make_tasks
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 TASKS = {task.name: task for task in make_tasks(QUICK)}
+
+
+def printed(shown: RenderableType, width: int = 160) -> str:
+    """Return what a terminal of so many columns shows."""
+    console = Console(width=width, no_color=True, file=StringIO(), record=True)
+    console.print(shown)
+    return console.export_text()
 
 
 def fake_command(name: str = "fake", **settings: Any) -> tuple[str, ...]:

@@ -6,12 +6,12 @@ import json
 from dataclasses import replace
 
 from pydantic import TypeAdapter
-from rich.console import Console
 
 from kvloom import DocumentLayout
 from kvloom.bench.chain import ChainOptions, ChainReport, DocumentFigures
 from kvloom.bench.chain_show import render, report_json
 
+from .fakes import printed
 from .fakes import report as speed_report
 
 REPORT = ChainReport(
@@ -33,11 +33,8 @@ REPORT = ChainReport(
 )
 
 
-def shown(report: ChainReport) -> str:
-    console = Console(width=160, no_color=True, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    with console.file:
-        console.print(render(report))
-    return console.export_text()
+def shown(found: ChainReport) -> str:
+    return printed(render(found))
 
 
 def test_both_documents_and_their_ratio_are_shown() -> None:

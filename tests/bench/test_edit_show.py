@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-
-from rich.console import Console
+from typing import Any
 
 from kvloom.bench.case_figures import make_rows
+from kvloom.bench.edit_results import EditResult
 from kvloom.bench.edit_show import EDITS, edit_warnings
 
 from .case_fakes import outcome, report, result, three
+from .fakes import printed
 
 
-def shown(*results: object, **changes: object) -> str:
-    console = Console(width=160, no_color=True, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(EDITS.render(report(*results, **changes)))  # type: ignore[arg-type]
-    return console.export_text()
+def shown(*results: EditResult, **changes: Any) -> str:
+    return printed(EDITS.render(report(*results, **changes)))
 
 
 def test_every_kind_is_a_line_with_its_figures() -> None:

@@ -65,6 +65,10 @@ def test_all_kinds_of_one_prompt(llm: LLM) -> None:
     # The lead, the question, and nothing of the chunks.
     assert (alone.rows, alone.repaired) == (tokens - chunked, 0)
     assert alone.divergence > 10 * NEAR["probabilities"]
+    naive = found["naive"]
+    assert (naive.rows, naive.repaired) == (alone.rows, 0)
+    # Not the chunks that `none` joins.
+    assert abs(naive.divergence - alone.divergence) > 10 * NEAR["probabilities"]
     for name in ("blend 15%", "first 15%", "random 15%"):
         repaired = found[name].repaired
         assert 0.15 * chunked <= repaired <= 0.15 * chunked + len(CHUNKS)

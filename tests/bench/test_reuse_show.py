@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 
-from rich.console import Console
-
 from kvloom.bench.reuse_show import JOINS, reuse_warnings
 
 from .case_fakes import joined, outcome, reuse_report
+from .fakes import printed
 
 KINDS = ("exact", "none")
 PAIR = (
@@ -18,9 +17,7 @@ PAIR = (
 
 
 def test_every_kind_is_a_line_with_its_figures() -> None:
-    console = Console(width=180, no_color=True, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(JOINS.render(reuse_report(joined("a", *PAIR), kinds=KINDS)))
-    text = console.export_text()
+    text = printed(JOINS.render(reuse_report(joined("a", *PAIR), kinds=KINDS)), width=180)
     for part in ("prompts: 1, of 100 to 100 tokens", "15% (15%–15%)", "3.0", "0.2500 ± 0.0000"):
         assert part in text
     for part in ("8 chunks of about 512 tokens", "seed 0", "24 tokens scored", "dtype float32"):

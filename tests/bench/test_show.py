@@ -6,19 +6,15 @@ import json
 from dataclasses import replace
 
 from pydantic import TypeAdapter
-from rich.console import Console
 
 from kvloom.bench.results import EngineReport, Measurement, SpeedReport, TaskResult
 from kvloom.bench.show import SCHEMA_VERSION, render, report_json
 
-from .fakes import TASKS, report, result, sample
+from .fakes import TASKS, printed, report, result, sample
 
 
 def rendered(found: SpeedReport, width: int = 160) -> str:
-    console = Console(width=width, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
-    with console.file:
-        console.print(render(found))
-    return console.export_text()
+    return printed(render(found), width)
 
 
 def some_report() -> SpeedReport:

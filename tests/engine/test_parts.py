@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from kvloom import LLM, Chunk, SamplingParams
 from kvloom.engine.parts import sink_of, tokenize_parts
 from kvloom.errors import RequestError
+from kvloom.outputs import Fidelity
 from tests.engine.worlds import TOKENIZER
+from tests.tolerances import TOLERANCE
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=3)
 TEXTS = ("def add(left, right):", "The quick brown fox", "jumps over the lazy dog")
@@ -61,3 +64,25 @@ def test_only_the_first_part_begins_a_text_and_a_sink_does_so_too(tiny_llm: LLM)
     assert list(second.tokens) == tokenizer.encode("def", add_special_tokens=False)
     assert sink_of(tokenizer)[0] == tokenizer.bos_token_id
     assert sink_of(TOKENIZER) == (0, TOKENIZER.letters.index("\n"))
+
+
+def test_a_chunk_behind_the_sink_it_was_computed_behind_is_as_computed_in_place(
+    tiny_llm: LLM,
+) -> None:
+    parts = [TEXTS[0], Chunk(TEXTS[1])]
+
+    def scores(fidelity: Fidelity, sink: str | None) -> np.ndarray:
+        tenant = f"{fidelity} {sink}"  # who finds nothing that was computed before
+        joined = tiny_llm.join(parts, fidelity=fidelity, sink=sink, cache_salt=tenant)
+        return np.array(joined.score(TEXTS[2])[0])
+
+    expected, near = scores("exact", None), TOLERANCE["float32"]["logprobs"]
+    assert abs(scores("shifted", TEXTS[0]) - expected).max() < near
+    for sink in ("", None):
+        assert abs(scores("shifted", sink) - expected).max() > 10 * near
+
+
+def test_a_sink_that_is_no_text_is_said(tiny_llm: LLM) -> None:
+    with pytest.raises(RequestError, match="sink is list") as refused:
+        tiny_llm.join([Chunk("a")], sink=[1])  # type: ignore[arg-type]
+    assert refused.value.param == "sink"

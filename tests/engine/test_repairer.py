@@ -183,6 +183,19 @@ def test_prefixes_make_room_that_nobody_used_since_the_edit() -> None:
     check_exact(made, doc)
 
 
+def test_what_has_become_exact_answers_for_its_tenant_only() -> None:
+    made = world(enable_prefix_caching=True)
+    host: Any = made
+    whose = hash_tenant("whose")
+    doc = Document(host, tenant=whose)
+    doc.append_tokens(TOKENIZER.encode(STORY[:180]))
+    doc.edit(10, 11, "abc", fidelity="shifted")
+    made.idle(ENOUGH)
+    check_exact(made, doc)
+    assert made.engine.memory.known_prefix(doc.tokens, whose) == len(doc.tokens)
+    assert made.engine.memory.known_prefix(doc.tokens, ANYBODY) == 0
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_it_takes_free_room_only(shared: bool) -> None:
     made = world(blocks=12)

@@ -206,6 +206,8 @@ class World:
         self.mailboxes: dict[str, Mailbox] = {}
         self.submitted: dict[str, tuple[str, list[int]]] = {}
         self._submit, self.engine.submit = self.engine.submit, self._note  # type: ignore[method-assign]
+        self._repair_when_idle = self.engine.repair_when_idle
+        self.engine.repair_when_idle = self._note_document  # type: ignore[method-assign]
         self.loop = SteppedLoop(self)
         self.tokenizer, self.spec = TOKENIZER, self.runner.spec
         self.retokenizer = Retokenizer(TOKENIZER)
@@ -217,6 +219,11 @@ class World:
     @property
     def open(self) -> list[str]:
         return [name for name, asked in self.asked.items() if not asked.done]
+
+    def _note_document(self, doc: KVDoc, tenant: str) -> None:
+        """Let a document become exact, and note for whom."""
+        self.submitted[f"document {len(self.submitted)}"] = (tenant, doc.tokens)
+        self._repair_when_idle(doc, tenant)
 
     def _note(self, tokens: Sequence[int], *given: Any, **wishes: Any) -> str:
         """Submit, whoever asks, and note what was computed for whom."""

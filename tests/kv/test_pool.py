@@ -150,7 +150,10 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 50))
     def release(self, number: int) -> None:
         start, stop = self.held.pop(number % len(self.held))
-        self.pool.release(start * PAGE_SLOTS, stop * PAGE_SLOTS)
+        slots, free = (start * PAGE_SLOTS, stop * PAGE_SLOTS), self.pool.free_blocks
+        frees = self.pool.would_free(*slots)
+        self.pool.release(*slots)
+        assert frees == (self.pool.free_blocks > free)
 
     def owners(self) -> np.ndarray:
         owners = np.zeros(self.pool.num_blocks, dtype=np.int64)

@@ -18,6 +18,7 @@ from rich.text import Text
 from kvloom.bench.case_figures import KindRow, Spread, find_warnings, make_rows
 from kvloom.bench.case_picture import Wording, draw
 from kvloom.bench.case_results import CaseReport, R, dump
+from kvloom.bench.chain import ChainReport
 
 Column = tuple[str, Callable[[KindRow], str]]
 """A heading, and what stands under it."""
@@ -57,7 +58,7 @@ class Presentation(Generic[R]):
         return Group(
             *tables,
             Text(self.legend, style="dim"),
-            Text(_describe(report, self.measured(report)), style="dim"),
+            Text(describe_run(report, f"{report.source} · {self.measured(report)}"), style="dim"),
             *(Text(f"Warning: {text}", style="yellow") for text in self._all_warnings(report)),
         )
 
@@ -104,11 +105,12 @@ def _table(report: CaseReport, rows: Sequence[KindRow], columns: Sequence[Column
     return table
 
 
-def _describe(report: CaseReport, measured: str) -> str:
+def describe_run(report: CaseReport | ChainReport, measured: str) -> str:
+    """Return what was measured, of which model, and where and when."""
     options, machine = report.options, report.machine
     settings = ", ".join(f"{name} {value}" for name, value in options.settings.items())
     return (
-        f"{report.source} · {measured}\n"
+        f"{measured}\n"
         f"model {options.model}{f' ({settings})' if settings else ''} · {machine.cpu} "
         f"({machine.physical_cores or '?'} cores) · {report.started_at} · "
         f"{report.duration_s:.0f} s in all"

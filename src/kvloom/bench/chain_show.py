@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from kvloom.bench.case_show import describe_run
 from kvloom.bench.chain import ChainReport
 from kvloom.bench.figures import BUSY_CORES
 
@@ -64,7 +65,7 @@ def render(report: ChainReport) -> RenderableType:
         ),
         "",
         Text(_LEGEND, style="dim"),
-        Text(_describe(report), style="dim"),
+        Text(describe_run(report, _measured(report)), style="dim"),
         *busy,
     )
 
@@ -99,13 +100,8 @@ def _edits(report: ChainReport) -> str:
     )
 
 
-def _describe(report: ChainReport) -> str:
-    options, machine = report.options, report.machine
-    settings = ", ".join(f"{name} {value}" for name, value in options.settings.items())
+def _measured(report: ChainReport) -> str:
     return (
-        f"lines of Python's standard library replaced, inserted and deleted, shifted, seed "
-        f"{options.seed}\n"
-        f"model {options.model}{f' ({settings})' if settings else ''} · {machine.cpu} "
-        f"({machine.physical_cores or '?'} cores) · {report.started_at} · "
-        f"{report.duration_s:.0f} s in all"
+        "lines of Python's standard library replaced, inserted and deleted, shifted, seed "
+        f"{report.options.seed}"
     )

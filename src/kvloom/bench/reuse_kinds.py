@@ -1,4 +1,4 @@
-"""Kinds: the ways to join chunks that are compared, through the public API alone.
+"""Kinds: the ways to join chunks that are compared.
 
 Knows: joined documents, and what each kind takes from an earlier request.
 Does not know: where chunks come from, or what their outcomes come to.
@@ -37,6 +37,7 @@ class Kind:
         fidelity: of `join`.
         share: of `join`.
         planner: of `join`.
+        sink: of `join`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Kind:
     fidelity: Fidelity = "repaired"
     share: float = 0.15
     planner: str = "blend"
+    sink: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ def make_kinds(shares: Sequence[float]) -> tuple[Kind, ...]:
             for planner in ("first", "random")
         ),
         Kind("none", planner="none"),
+        Kind("naive", planner="none", sink=""),
     )
 
 
@@ -174,7 +177,9 @@ class _Joining:
     def _join(self, kind: Kind, chunks: Sequence[str]) -> Document:
         case = self.case
         parts: list[str | Chunk] = [case.lead, *map(Chunk, chunks), case.question]
-        return self.llm.join(parts, fidelity=kind.fidelity, share=kind.share, planner=kind.planner)
+        return self.llm.join(
+            parts, fidelity=kind.fidelity, share=kind.share, planner=kind.planner, sink=kind.sink
+        )
 
     def _shared(self) -> int:
         """Return how many tokens the two orders begin with alike."""

@@ -1,4 +1,4 @@
-"""What `bench edit` and `bench reuse` have in common: the model, the files and the run.
+"""What the benches of approximations have in common: the model, the files and the run.
 
 Knows: options, and how a report is kept while it grows.
 Does not know: what is measured.
@@ -6,10 +6,11 @@ Does not know: what is measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from kvloom.bench.case_show import Presentation
 
 INTERRUPTED = 130  # what a shell says of a program that an interrupt ended
+APPROXIMATIONS_STAY: Mapping[str, bool] = MappingProxyType(
+    {"enable_prefix_caching": False, "repair_when_idle": False}
+)
+"""Exact documents would answer for the equal text of approximate ones, or these become exact."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,10 +139,7 @@ def run_bench(
         from kvloom import LLM
         from kvloom.bench.case_run import Running
 
-        settings: dict[str, Any] = {**options.settings, "progress": progress}
-        # Exact documents would answer for the equal text of approximate ones, and approximate ones
-        # would become exact.
-        settings |= {"enable_prefix_caching": False, "repair_when_idle": False}
+        settings = {**options.settings, **APPROXIMATIONS_STAY, "progress": progress}
         report = run(
             partial(LLM, options.model, **settings),
             Running(limit=limit, earlier=earlier, keep=keep, progress=progress),

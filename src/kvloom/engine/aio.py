@@ -128,6 +128,7 @@ class AsyncLLM:
         fidelity: Fidelity = "exact",
         share: float = REPAIRED_SHARE,
         planner: str = "blend",
+        sink: str | None = None,
         cache_salt: str | None = None,
     ) -> AsyncDocument:
         """Return a document of parts, whose chunks' KV is computed once and used at any place.
@@ -141,7 +142,8 @@ class AsyncLLM:
             CapacityError: the KV memory cannot hold the parts.
         """
         join = partial(join_parts, self, parts, fidelity=fidelity, share=share, planner=planner)
-        return AsyncDocument(self, await asyncio.to_thread(join, cache_salt=cache_salt))
+        join = partial(join, sink=sink, cache_salt=cache_salt)
+        return AsyncDocument(self, await asyncio.to_thread(join))
 
     async def join_tokens(
         self,

@@ -167,6 +167,7 @@ class LLM:
         fidelity: Fidelity = "exact",
         share: float = REPAIRED_SHARE,
         planner: str = "blend",
+        sink: str | None = None,
         cache_salt: str | None = None,
     ) -> Document:
         """Return a document of parts, whose chunks' KV is computed once and used at any place.
@@ -180,7 +181,7 @@ class LLM:
             CapacityError: the KV memory cannot hold the parts.
         """
         join = partial(join_parts, self, parts, fidelity=fidelity, share=share, planner=planner)
-        return join(cache_salt=cache_salt)
+        return join(sink=sink, cache_salt=cache_salt)
 
     def stats(self) -> EngineStats:
         """Return counters and gauges since the start."""

@@ -21,7 +21,7 @@ from kvloom.decode.draw import Draw, draw
 from kvloom.engine.idle import IdleWork
 from kvloom.engine.memory import EngineMemory
 from kvloom.engine.request import Computed, Event, Failed, Request, Sequence
-from kvloom.errors import KvloomError
+from kvloom.errors import KvloomError, as_kvloom_error
 from kvloom.sched.job import JobState
 from kvloom.sched.scheduler import Scheduler, Share
 from kvloom.types import StepOutput
@@ -84,12 +84,8 @@ class OpenRequests:
 
     def fail(self, request_id: str, error: Exception) -> list[Event]:
         """End a request with an error."""
-        if not isinstance(error, KvloomError):
-            wrapped = KvloomError(f"The step failed ({type(error).__name__}: {error}).")
-            wrapped.__cause__ = error
-            error = wrapped
         self.cancel(request_id)
-        return [Failed(request_id, error)]
+        return [Failed(request_id, as_kvloom_error(error, "The step"))]
 
     def take(self, shares: Many[Share], output: StepOutput) -> list[Event]:
         """Score what was asked for, and draw for every sequence whose rows are all computed."""

@@ -35,6 +35,7 @@ def join_parts(
     fidelity: Fidelity = "exact",
     share: float = REPAIRED_SHARE,
     planner: str = "blend",
+    sink: str | None = None,
     cache_salt: str | None = None,
 ) -> Document:
     """Return a document of parts, whose chunks' KV is computed once and used at any place.
@@ -48,6 +49,8 @@ def join_parts(
         planner: says which tokens, and what is done with each part: `blend`, `craft`, `first`,
             `random` or `none`. `craft` also takes note of what chunks attend to, where it has one
             computed, and keeps it for the next time.
+        sink: text that chunks are computed behind, and which is then left out; an empty one lets
+            them begin with themselves, as most systems do. None takes the tokens of `sink_of`.
         cache_salt: keeps the KV from all who do not give the same.
 
     Raises:
@@ -56,8 +59,18 @@ def join_parts(
             does not show what `craft` must know.
         CapacityError: the KV memory cannot hold the parts.
     """
-    found, tenant = tokenize_parts(llm.tokenizer, parts), tenant_of(cache_salt)
-    return join_tokens(llm, found, fidelity=fidelity, share=share, planner=planner, tenant=tenant)
+    found = tokenize_parts(llm.tokenizer, parts)
+    if sink is not None and not isinstance(sink, str):
+        raise RequestError(f"sink is {type(sink).__name__}; give text, or None.", param="sink")
+    return join_tokens(
+        llm,
+        found,
+        fidelity=fidelity,
+        share=share,
+        planner=planner,
+        sink=None if sink is None else llm.tokenizer.encode(sink) if sink else (),
+        tenant=tenant_of(cache_salt),
+    )
 
 
 def join_tokens(
@@ -68,6 +81,7 @@ def join_tokens(
     share: float = REPAIRED_SHARE,
     planner: str = "blend",
     tenant: str = ANYBODY,
+    sink: Sequence[int] | None = None,
 ) -> Document:
     """Return a document of parts in tokens; the settings are those of `join_parts`.
 
@@ -78,6 +92,7 @@ def join_tokens(
         share: of their tokens that is computed again.
         planner: what is done with each part.
         tenant: whose document it is, as `hash_tenant` gives it.
+        sink: tokens that chunks are computed behind; None takes those of `sink_of`.
 
     Raises:
         RequestError: the parts hold no tokens, or a setting is out of range.
@@ -85,8 +100,9 @@ def join_tokens(
         CapacityError: the KV memory cannot hold the parts.
     """
     check_edit(fidelity, share, "blend")
-    sink, asked = sink_of(llm.tokenizer), planner_of(planner, share)
-    joined = Joining(llm.loop, llm.spec, sink, fidelity, asked, tenant).join(parts)
+    asked = planner_of(planner, share)
+    behind = sink_of(llm.tokenizer) if sink is None else tuple(sink)
+    joined = Joining(llm.loop, llm.spec, behind, fidelity, asked, tenant).join(parts)
     return Document(llm, joined.tokens, joined.doc, joined.receipt, tenant=tenant)
 
 

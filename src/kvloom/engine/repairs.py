@@ -10,7 +10,7 @@ import logging
 
 from kvloom.engine.memory import EngineMemory
 from kvloom.engine.request import Event, Failed, Repaired
-from kvloom.errors import CapacityError, KvloomError
+from kvloom.errors import CapacityError, KvloomError, as_kvloom_error
 from kvloom.kv.pool import blocks_for
 from kvloom.reuse.repair import Repair
 from kvloom.types import Forward
@@ -48,8 +48,7 @@ class Repairs:
             self.cancel(request_id)
             if not isinstance(error, KvloomError):
                 logger.exception("a repair failed")
-                error = KvloomError(f"The repair failed ({type(error).__name__}: {error}).")
-            return [Failed(request_id, error)]
+            return [Failed(request_id, as_kvloom_error(error, "The repair"))]
         if not repair.finished:
             return []
         self._open.pop(request_id)

@@ -186,7 +186,7 @@ class Shelf:
             self.counts["loaded_tokens"] += step.num_tokens
         expected = sum(step.num_tokens for step in loading.steps)
         self.counts["missed_tokens"] += expected - doc.length
-        self._late = [future for future in loading.futures if not self._is_off(future)]
+        self._late += [future for future in loading.futures if not self._is_off(future)]
         return doc
 
     @property

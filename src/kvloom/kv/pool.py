@@ -175,8 +175,13 @@ class Pool(Slots):
         self.free_blocks += int((owners == 0).sum())
 
     def owners(self) -> np.ndarray:
-        """Return a copy of the reference count per block, for integrity checks."""
+        """Return a copy of the reference count per block."""
         return self._owners.copy()
+
+    def would_free(self, first_slot: int, stop_slot: int) -> bool:
+        """Whether releasing these slots gives a block back: one that nobody else owns."""
+        owners = self._owners[first_slot // PAGE_SLOTS : blocks_for(stop_slot)]
+        return bool((owners == 1).any())
 
     def _own(self, run: Run) -> None:
         blocks = slice(run.first_block, run.first_block + run.num_blocks)

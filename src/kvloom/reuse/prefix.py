@@ -16,7 +16,7 @@ from itertools import count
 
 from kvloom.kv.doc import KVDoc
 from kvloom.kv.lineage import Lineage
-from kvloom.kv.pool import PAGE_SLOTS, Pool, blocks_for
+from kvloom.kv.pool import Pool
 from kvloom.kv.span import Span
 
 
@@ -159,9 +159,7 @@ class PrefixTree:
         if moment is None:
             return True
         assert node.span is not None
-        first, stop = node.span.pool_slots
-        owners = self.pool.owners()[first // PAGE_SLOTS : blocks_for(stop)]
-        return node.last_used < moment and bool((owners == 1).any())
+        return node.last_used < moment and self.pool.would_free(*node.span.pool_slots)
 
     def _split(self, node: _Node, length: int) -> _Node:
         """Cut a node in two; return the first part."""
