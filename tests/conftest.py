@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 # Shapes and dtypes of the pure tensor functions are checked at run time, in tests only.
 install_import_hook("kvloom.ops", "beartype.beartype")
 
-settings.register_profile("dev", max_examples=50, deadline=None)
-settings.register_profile("ci", max_examples=300, deadline=None, print_blob=True)
-settings.register_profile("few", max_examples=10, deadline=None)
-settings.load_profile("dev")
+# So many that the short suite stays short; `--hypothesis-profile=many` looks harder.
+settings.register_profile("few", max_examples=30, deadline=None)
+settings.register_profile("many", max_examples=300, deadline=None, print_blob=True)
+settings.load_profile("few")
 
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -43,13 +43,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that takes a `library` with the library of every CPU level this machine runs."""
-    if "library" not in metafunc.fixturenames:
+    """Run a test with the library of every CPU level this machine runs, or with the best one.
+
+    It takes a `library`, or the `best_library`.
+    """
+    asked = {"library", "best_library"} & set(metafunc.fixturenames)
+    if not asked:
         return
     found = loadable(metafunc.config.getoption("--native-libraries"))
     if not found and metafunc.config.getoption("--nothing-missing"):
         raise pytest.UsageError("no compiled library can be loaded; run `make native`")
-    metafunc.parametrize("library", found, ids=[library.level for library in found])
+    for name in asked:
+        chosen = found if name == "library" else found[:1]
+        metafunc.parametrize(name, chosen, ids=[library.level for library in chosen])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

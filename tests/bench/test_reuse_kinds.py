@@ -69,7 +69,7 @@ def test_all_kinds_of_one_prompt(llm: LLM) -> None:
     assert (naive.rows, naive.repaired) == (alone.rows, 0)
     # Not the chunks that `none` joins.
     assert abs(naive.divergence - alone.divergence) > 10 * NEAR["probabilities"]
-    for name in ("blend 15%", "first 15%", "random 15%"):
+    for name in ("blend 15%", "first 15%", "random 15%", "naive 15%"):
         repaired = found[name].repaired
         assert 0.15 * chunked <= repaired <= 0.15 * chunked + len(CHUNKS)
         assert found[name].rows == alone.rows + repaired

@@ -187,7 +187,7 @@ plots = st.builds(
 def test_moved_documents_read_on_lean_as_on_the_seam(side: Side, name: str) -> None:
     seam = Side("seam", family(name)[1], "plain")
 
-    @settings(max_examples=5)
+    @settings(max_examples=3)
     @given(plots)
     def law(plot: Plot) -> None:
         expected = plot.run(seam).logits

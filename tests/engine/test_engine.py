@@ -15,7 +15,7 @@ from tests.fake_model import VOCAB_SIZE
 
 
 def test_any_mix_of_requests_answers_as_if_each_were_alone() -> None:
-    run_machine(AnyMix, max_examples=25, stateful_step_count=25)
+    run_machine(AnyMix, max_examples=15, stateful_step_count=25)
 
 
 @pytest.mark.long

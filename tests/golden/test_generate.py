@@ -134,7 +134,7 @@ def check_all(llm: LLM, model: Any, prompts: list[list[int]], max_tokens: int) -
 def test_three_short_prompts(llm: LLM, model: Any) -> None:
     heads = [llm.tokenizer.encode(head) for head in function_heads("heapq")]
     head = min((head for head in heads if len(head) >= 100), key=len)
-    check_all(llm, model, [*cut_sources(llm, [100, 140]), head], 16)
+    check_all(llm, model, [*cut_sources(llm, [100, 140]), head], 10)
 
 
 @pytest.mark.long

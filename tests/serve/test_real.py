@@ -1,4 +1,4 @@
-"""The server with the real engine and the default model: to be tests/serve/test_real.py."""
+"""The server with the real engine and the default model."""
 
 from __future__ import annotations
 

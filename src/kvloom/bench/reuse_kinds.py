@@ -82,6 +82,8 @@ def make_kinds(shares: Sequence[float]) -> tuple[Kind, ...]:
             for planner in ("first", "random")
         ),
         Kind("none", planner="none"),
+        # Chunks that begin with themselves, as published systems compute them.
+        Kind(f"naive {middle:.0%}", share=middle, sink=""),
         Kind("naive", planner="none", sink=""),
     )
 

@@ -242,7 +242,7 @@ def go(process: subprocess.Popen[str]) -> None:
 
 
 def test_two_processes_may_save_at_once(tmp_path: Path) -> None:
-    children = [child("none", tmp_path, times=8) for _ in range(2)]
+    children = [child("none", tmp_path, times=4) for _ in range(2)]
     for process in children:
         go(process)
     while any(process.poll() is None for process in children):
