@@ -101,8 +101,8 @@ def _seen_slots(plan: FoldPlan) -> list[list[tuple[int, int]]]:
         rows = torch.arange(plan.num_rows)[piece.rows].tolist()
         slots = torch.arange(piece.start, piece.stop)
         shifts = torch.full_like(slots, piece.shift)
-        if piece.turned is not None:
-            slots, shifts = piece.start + piece.turned[0], piece.turned[1]
+        if piece.gathered is not None:
+            slots, shifts = piece.gathered.slots, piece.gathered.shifts
         pairs = list(zip(slots.tolist(), shifts.tolist(), strict=True))
         for number, row in enumerate(rows):
             seen[row] += [pairs[index] for index in _seen_of(piece, number, len(pairs))]

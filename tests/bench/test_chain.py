@@ -47,6 +47,7 @@ def test_keys_and_values_after_many_edits_are_those_of_a_fresh_document(llm: LLM
     near = TOLERANCE["float32"]["rotation"]
     assert 0 < report.key_deviation < near
     assert report.value_deviation < near
+    assert 0 <= report.key_deviation_after_one < near
     assert (report.fresh.layout.spans, report.fresh.layout.views) == (1, 1)
     assert report.edited.layout.spans > 20
     assert report.edited.layout.blocks < 2 * report.fresh.layout.blocks

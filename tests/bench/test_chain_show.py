@@ -30,6 +30,7 @@ REPORT = ChainReport(
     ),
     key_deviation=2.5e-6,
     value_deviation=0.0,
+    key_deviation_after_one=1.5e-6,
 )
 
 
@@ -47,7 +48,7 @@ def test_both_documents_and_their_ratio_are_shown() -> None:
         "blocks 3 2 1.50",
         "spans 70 1 70.00",
         "takes 10.0 ms (median of the first 100), 30.0 ms (of the last 100), 500.0 ms at most",
-        "2.5e-06 of the largest key and 0.0e+00 of the largest value",
+        "2.5e-06 of the largest key (1.5e-06 after the first edit) and by 0.0e+00 of the largest",
         "dtype float32",
     ):
         assert part in text

@@ -69,6 +69,17 @@ def test_a_copy_holds_the_bits_and_touches_nothing_else(dtype, layouts, data):
     assert_moved(bits(target), before, bits(source), moves)
 
 
+@DTYPES
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(chosen=st.lists(st.integers(0, SIZE - 1), min_size=1, max_size=80))
+def test_taken_slots_are_those_of_a_whole_read(dtype, layout, chosen):
+    slots = filled(dtype, layout, 0)
+    for layer in range(len(LAYERS)):
+        whole = slots.read(layer, 0, SIZE)
+        for found, expected in zip(slots.take(layer, torch.tensor(chosen)), whole, strict=True):
+            assert torch.equal(found, expected[:, chosen])
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @given(first=st.integers(0, 127), length=st.integers(1, 64))
 def test_slots_may_be_copied_within_themselves(layout, first, length):

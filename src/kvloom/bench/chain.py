@@ -86,6 +86,7 @@ class ChainReport:
         fresh: another one of the same tokens, computed at once.
         key_deviation: largest difference of the layer-0 keys of both, as a share of the largest.
         value_deviation: of the values, likewise.
+        key_deviation_after_one: that of the keys after the first edit, whose error is no other.
     """
 
     started_at: str
@@ -99,6 +100,7 @@ class ChainReport:
     fresh: DocumentFigures
     key_deviation: float
     value_deviation: float
+    key_deviation_after_one: float
 
 
 def run_chain(
@@ -130,6 +132,9 @@ def run_chain(
             before = time.perf_counter()
             edited.edit(edit.start, edit.end, edit.text, fidelity="shifted")
             edit_s.append(time.perf_counter() - before)
+            if len(edit_s) == 1:
+                with closing(llm.document(edited.tokens)) as fresh:
+                    key_deviation_after_one, _ = edited.deviation(fresh)
         progress("Comparing", 0, 0)
         with closing(llm.document(edited.tokens)) as fresh:
             edited_figures, fresh_figures = _figures(edited, fresh)
@@ -147,6 +152,7 @@ def run_chain(
         fresh=fresh_figures,
         key_deviation=keys,
         value_deviation=values,
+        key_deviation_after_one=key_deviation_after_one,
     )
 
 

@@ -60,7 +60,8 @@ def render(report: ChainReport) -> RenderableType:
         "",
         Text(_edits(report)),
         Text(
-            f"Layer 0 of both differs by at most {report.key_deviation:.1e} of the largest key and "
+            f"Layer 0 of both differs by at most {report.key_deviation:.1e} of the largest key "
+            f"({report.key_deviation_after_one:.1e} after the first edit) and by "
             f"{report.value_deviation:.1e} of the largest value."
         ),
         "",

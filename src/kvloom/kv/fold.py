@@ -19,15 +19,28 @@ from kvloom.kv.pool import Pool
 from kvloom.kv.segment import visibility_mask
 from kvloom.kv.views import Reading, View, read, row_ranges, share
 from kvloom.ops.partial import add_sink, attend, merge_into
-from kvloom.ops.rope import rotate, shift_table, shift_tables
+from kvloom.ops.rope import rotate, shift_tables
 from kvloom.types import LayerSpec, Partial, Rope
 
 RowIndex = slice | Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Gathered:
+    """Slots that are read one by one, the key of each turned by a shift of its own.
+
+    Attributes:
+        slots: int64 slots in the pool.
+        shifts: int32 position of each key now minus the position it was rotated at.
+    """
+
+    slots: Tensor
+    shifts: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One stretch of slots with the rows that read it.
+    """Slots with the rows that read them.
 
     Attributes:
         start: first slot in the pool.
@@ -36,9 +49,9 @@ class Piece:
         shift: position of the keys now minus the position they were rotated at.
         causal: row i sees slots 0..i only.
         mask: fp32 added to the logits; None if every row sees every slot.
-        turned: slots that are read and the shift of each, by which its key is turned; None where
-            all are, and one query turned by `shift` serves them.
         alone: no other piece is read by these rows.
+        gathered: what is read instead of the stretch from `start` to `stop`, where it is no stretch
+            that one query turned by `shift` could read.
     """
 
     start: int
@@ -47,8 +60,8 @@ class Piece:
     shift: int
     causal: bool
     mask: Tensor | None
-    turned: tuple[Tensor, Tensor] | None
     alone: bool
+    gathered: Gathered | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +75,7 @@ class FoldPlan:
         write_slots: slot of every row's K and V; a slice where they are neighbours.
         pieces: what is read, by window, in the order of their rows.
         tiled: windows whose pieces hold every row once and in order.
-        turns: cos and sin of every query turn, by shift and rope.
+        turns: cos and sin of what is turned, by shift or shifts, and rope.
     """
 
     pool: Pool
@@ -71,7 +84,7 @@ class FoldPlan:
     write_slots: RowIndex
     pieces: dict[int | None, tuple[Piece, ...]]
     tiled: frozenset[int | None]
-    turns: dict[tuple[int, Rope], tuple[Tensor, Tensor]]
+    turns: dict[tuple[int | Gathered, Rope], tuple[Tensor, Tensor]]
 
 
 def plan_fold(
@@ -158,18 +171,14 @@ def _partial(
     q: Tensor,
     scale: float,
 ) -> Partial:
-    if piece.shift and layer.rope is not None:
-        turn = plan.turns.get((piece.shift, layer.rope))
-        if turn is None:
-            turn = shift_table(layer.rope, -piece.shift, q.device)
-            plan.turns[piece.shift, layer.rope] = turn
-        q = rotate(q, *turn, layer.rope)
-    k, v = plan.pool.read(layer.index, piece.start, piece.stop)
-    if piece.turned is not None:
-        slots, shifts = piece.turned
-        k, v = k[:, slots], v[:, slots]
+    if piece.gathered is None:
+        k, v = plan.pool.read(layer.index, piece.start, piece.stop)
+        if piece.shift and layer.rope is not None:
+            q = rotate(q, *_turn(plan, piece.shift, layer.rope), layer.rope)
+    else:
+        k, v = plan.pool.take(layer.index, piece.gathered.slots)
         if layer.rope is not None:
-            k = rotate(k, *shift_tables(layer.rope, shifts), layer.rope)
+            k = rotate(k, *_turn(plan, piece.gathered, layer.rope), layer.rope)
     return attend(
         q,
         k,
@@ -181,34 +190,64 @@ def _partial(
     )
 
 
+def _turn(plan: FoldPlan, by: int | Gathered, rope: Rope) -> tuple[Tensor, Tensor]:
+    """Return cos and sin that turn a query against a shift, or gathered keys by theirs."""
+    turn = plan.turns.get((by, rope))
+    if turn is None:
+        shifts = torch.tensor([-by]) if isinstance(by, int) else by.shifts
+        turn = shift_tables(rope, shifts.to(plan.pos.device))
+        plan.turns[by, rope] = turn
+    return turn
+
+
 def _pieces(readings: Sequence[Reading], pos: Tensor, window: int | None) -> tuple[Piece, ...]:
     readers = np.zeros(len(pos), dtype=np.int32)
     for reading in readings:
         for start, stop in reading.rows:
             readers[start:stop] += 1
     pieces = []
-    for reading in sorted(readings, key=lambda reading: reading.rows):
+    for reading, *others in _together(readings):
         start, stop = reading.rows[0]
         rows: RowIndex = slice(start, stop)
         if len(reading.rows) > 1:
             rows = torch.cat([torch.arange(*part) for part in reading.rows])
-        mask = _mask(reading.view, pos[rows], window) if reading.visibility == "mask" else None
-        alone = all(bool((readers[a:b] == 1).all()) for a, b in reading.rows)
-        view = reading.view
+        alone = not others and all(bool((readers[a:b] == 1).all()) for a, b in reading.rows)
+        view, mask, gathered = reading.view, None, None
+        if view.slot_shifts is not None:
+            views = [view, *(other.view for other in others)]
+            gathered, mask = _gathered(views, pos[rows], window)
+        elif reading.visibility == "mask":
+            mask = _mask(view, pos[rows], window)
         causal = reading.visibility == "causal"
-        turned = _turned(view)
-        if turned is not None and mask is not None:
-            mask = mask[:, turned[0]]
-        pieces.append(Piece(view.start, view.stop, rows, view.shift, causal, mask, turned, alone))
+        pieces.append(Piece(view.start, view.stop, rows, view.shift, causal, mask, alone, gathered))
     return tuple(pieces)
 
 
-def _turned(view: View) -> tuple[Tensor, Tensor] | None:
-    """Return the slots of a gathered view that anybody sees, from its first one on, and shifts."""
-    if view.slot_shifts is None:
-        return None
-    slots = np.flatnonzero(view.slot_pos != NOWHERE)
-    return torch.from_numpy(slots), torch.from_numpy(view.slot_shifts[slots])
+def _together(readings: Sequence[Reading]) -> list[list[Reading]]:
+    """Return readings in the order of their rows, gathered ones of the same rows together."""
+    groups: list[list[Reading]] = []
+    gathered: dict[tuple[tuple[int, int], ...], list[Reading]] = {}
+    for reading in sorted(readings, key=lambda reading: reading.rows):
+        if reading.view.slot_shifts is not None and reading.rows in gathered:
+            gathered[reading.rows].append(reading)
+            continue
+        groups.append([reading])
+        if reading.view.slot_shifts is not None:
+            gathered[reading.rows] = groups[-1]
+    return groups
+
+
+def _gathered(views: Sequence[View], pos: Tensor, window: int | None) -> tuple[Gathered, Tensor]:
+    """Return the slots of gathered views that anybody sees, and the mask of rows over them."""
+    slots, shifts, masks = [], [], []
+    for view in views:
+        assert view.slot_shifts is not None
+        seen = np.flatnonzero(view.slot_pos != NOWHERE)
+        slots.append(seen + view.start)
+        shifts.append(view.slot_shifts[seen])
+        masks.append(_mask(view, pos, window)[:, torch.from_numpy(seen)])
+    found = (torch.from_numpy(np.concatenate(parts)) for parts in (slots, shifts))
+    return Gathered(*found), torch.cat(masks, dim=1)
 
 
 def _tile(pieces: Sequence[Piece], num_rows: int) -> bool:

@@ -120,6 +120,16 @@ class Slots:
             decode(Coded(v, self.value_scales[layer][:, slots])),
         )
 
+    def take(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `read` does, of any slots (t), copied."""
+        k, v = self._taken(layer, slots)
+        if self.dtype is not torch.int8:
+            return k, v
+        return (
+            decode(Coded(k, self.key_scales[layer][:, slots])),
+            decode(Coded(v, self.value_scales[layer][:, slots])),
+        )
+
     def write(self, layer: int, slots: slice | Tensor, k: Tensor, v: Tensor) -> None:
         """Put keys (g, s, d) and values (g, s, dv) into their slots."""
         if self.dtype is torch.int8:
@@ -145,12 +155,8 @@ class Slots:
 
     def copy_slots(self, from_slots: Tensor, slots: Tensor) -> None:
         """Put what slots hold into others of these, bit for bit; none is among both."""
-        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-            if self.layout == "tiled":
-                k, v = tiles.take_keys(keys, from_slots), tiles.take_values(values, from_slots)
-            else:
-                k, v = keys[:, from_slots], values[:, from_slots]
-            self._put(layer, slots, k, v)
+        for layer in range(len(self.keys)):
+            self._put(layer, slots, *self._taken(layer, from_slots))
             for scales in self.arenas(layer)[2:]:
                 scales[:, slots] = scales[:, from_slots]
 
@@ -178,6 +184,13 @@ class Slots:
         k = tiles.untile_keys(self.keys[layer][:, whole])
         v = tiles.untile_values(self.values[layer][:, whole])
         return k[:, wanted], v[:, wanted]
+
+    def _taken(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values of any slots as rows of the dtype they are kept in, copied."""
+        keys, values = self.keys[layer], self.values[layer]
+        if self.layout == "tiled":
+            return tiles.take_keys(keys, slots), tiles.take_values(values, slots)
+        return keys[:, slots], values[:, slots]
 
     def _put(self, layer: int, slots: slice | Tensor, k: Tensor, v: Tensor) -> None:
         """Keep rows as they are, but for the dtype."""
