@@ -37,13 +37,16 @@ def llm(folder: str) -> Iterator[LLM]:
         yield llm
 
 
-def test_keys_and_values_after_many_edits_are_those_of_a_fresh_document(llm: LLM) -> None:
+@pytest.mark.parametrize("edits", [60, pytest.param(1000, marks=pytest.mark.long)])
+def test_keys_and_values_after_many_edits_are_those_of_a_fresh_document(
+    llm: LLM, edits: int
+) -> None:
     said: list[tuple[int, int]] = []
-    options = ChainOptions(edits=60, context=600)
+    options = ChainOptions(edits=edits, context=600)
     report = run_chain(llm, options, lambda _, done, total: said.append((done, total)))
-    assert len(report.edit_s) == 60
+    assert len(report.edit_s) == edits
     assert min(report.edit_s) > 0
-    assert said == [*((done, 60) for done in range(60)), (0, 0)]
+    assert said == [*((done, edits) for done in range(edits)), (0, 0)]
     near = TOLERANCE["float32"]["rotation"]
     assert 0 < report.key_deviation < near
     assert report.value_deviation < near
