@@ -50,14 +50,14 @@ def test_code_compiles_and_imports_what_exists(page: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def server_url() -> Iterator[str]:
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of `kvloom serve` as the tutorial starts it, at a free port."""
     process = subprocess.Popen(
         [sys.executable, "-m", "kvloom", "serve", "--port", "0", "--kv-memory", "256MiB"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "COLUMNS": "300"},
+        env={**os.environ, "COLUMNS": "300", "KVLOOM_STORE": str(tmp_path_factory.mktemp("store"))},
     )
     try:
         assert process.stdout is not None

@@ -165,8 +165,9 @@ def cost_table(steps: Sequence[Step]) -> Table:
     """Return a table of what each answer cost, and of the KV it was read from."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("", no_wrap=True)
-    for name in ("computed", "first token", "KV of the prompt"):
+    for name in ("computed", "first token"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("KV of the prompt", justify="right")
     for step in steps:
         states = step.usage.provenance.tokens
         kept = " · ".join(f"{count:,} {state}" for state, count in states.items())
