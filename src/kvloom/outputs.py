@@ -140,7 +140,8 @@ class DocumentLayout:
         nbytes: of the blocks it takes.
         blocks: of 64 tokens each, shared ones included.
         spans: stretches, each with a shift of its own.
-        views: runs of slots that a decode step reads, each with a query turned for it.
+        views: runs of slots that a decode step reads; with a query turned for each, or, where many
+            short ones lie together, with their keys turned slot by slot as they are read.
     """
 
     nbytes: int
