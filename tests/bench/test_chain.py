@@ -12,6 +12,8 @@ from kvloom.bench.chain import ChainOptions, run_chain
 from tests.model.tiny_models import tiny_llama, write_folder
 from tests.tolerances import TOLERANCE
 
+from .conftest import tiny_llm
+
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,15 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def llm(folder: str) -> Iterator[LLM]:
-    with LLM(
-        folder,
-        dtype="float32",
-        enable_prefix_caching=False,
-        repair_when_idle=False,
-        kv_memory="16MiB",
-        threads=1,
-    ) as llm:
-        yield llm
+    with tiny_llm(folder) as made:
+        yield made
 
 
 @pytest.mark.parametrize("edits", [60, pytest.param(1000, marks=pytest.mark.long)])

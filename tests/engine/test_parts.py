@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -83,6 +85,7 @@ def test_a_chunk_behind_the_sink_it_was_computed_behind_is_as_computed_in_place(
 
 
 def test_a_sink_that_is_no_text_is_said(tiny_llm: LLM) -> None:
+    tokens: Any = [1]
     with pytest.raises(RequestError, match="sink is list") as refused:
-        tiny_llm.join([Chunk("a")], sink=[1])  # type: ignore[arg-type]
+        tiny_llm.join([Chunk("a")], sink=tokens)
     assert refused.value.param == "sink"

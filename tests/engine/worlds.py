@@ -37,18 +37,39 @@ TOKENIZER = LetterTokenizer()
 BOOKS = [np.random.default_rng(seed).integers(1, VOCAB_SIZE, 400).tolist() for seed in range(3)]
 
 
+class NotingEngine(Engine):
+    """An engine that takes note of what is computed for whom.
+
+    Attributes:
+        submitted: tenant and tokens by the name of a request, and of documents made exact.
+    """
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.submitted: dict[str, tuple[str, list[int]]] = {}
+
+    def submit(self, tokens: Sequence[int], *given: Any, **wishes: Any) -> str:
+        name = super().submit(tokens, *given, **wishes)
+        self.submitted[name] = (wishes.get("tenant", ANYBODY), list(tokens))
+        return name
+
+    def repair_when_idle(self, doc: KVDoc, tenant: str) -> None:
+        self.submitted[f"document {len(self.submitted)}"] = (tenant, doc.tokens)
+        super().repair_when_idle(doc, tenant)
+
+
 def fake_engine(
     blocks: int = 64,
     runner: FakeRunner | None = None,
     fingerprint: bytes = b"one model",
     **settings: Any,
-) -> Engine:
+) -> NotingEngine:
     """An engine with so many blocks of 64 tokens, full of NaN."""
     runner = runner or FakeRunner()
     settings.setdefault("repair_when_idle", False)  # where approximate KV is looked at, it stays
     size = block_bytes(runner.spec.layers, torch.float32)
     config = EngineConfig(kv_memory_bytes=blocks * size, **settings)
-    engine = Engine(runner, TextDecoder.probe(TOKENIZER), config, fingerprint)
+    engine = NotingEngine(runner, TextDecoder.probe(TOKENIZER), config, fingerprint)
     for arena in (*engine.pool.keys, *engine.pool.values):
         arena.fill_(torch.nan)
     return engine
@@ -204,10 +225,7 @@ class World:
         self.asked: dict[str, Asked] = {}
         self.docs: list[Held] = []
         self.mailboxes: dict[str, Mailbox] = {}
-        self.submitted: dict[str, tuple[str, list[int]]] = {}
-        self._submit, self.engine.submit = self.engine.submit, self._note  # type: ignore[method-assign]
-        self._repair_when_idle = self.engine.repair_when_idle
-        self.engine.repair_when_idle = self._note_document  # type: ignore[method-assign]
+        self.submitted = self.engine.submitted
         self.loop = SteppedLoop(self)
         self.tokenizer, self.spec = TOKENIZER, self.runner.spec
         self.retokenizer = Retokenizer(TOKENIZER)
@@ -219,17 +237,6 @@ class World:
     @property
     def open(self) -> list[str]:
         return [name for name, asked in self.asked.items() if not asked.done]
-
-    def _note_document(self, doc: KVDoc, tenant: str) -> None:
-        """Let a document become exact, and note for whom."""
-        self.submitted[f"document {len(self.submitted)}"] = (tenant, doc.tokens)
-        self._repair_when_idle(doc, tenant)
-
-    def _note(self, tokens: Sequence[int], *given: Any, **wishes: Any) -> str:
-        """Submit, whoever asks, and note what was computed for whom."""
-        name = self._submit(tokens, *given, **wishes)
-        self.submitted[name] = (wishes.get("tenant", ANYBODY), list(tokens))
-        return name
 
     def submit(
         self,

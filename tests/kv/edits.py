@@ -6,7 +6,7 @@ Does not know: spans, segments or views.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,6 +26,9 @@ LAYERS = (
     layer_spec(0, dims=(16, 16)),
     layer_spec(1, heads=3, kv_heads=1, dims=(16, 16), rope=TAIL, softcap=3.0, window=40),
 )
+
+Named = tuple[str, tuple[int, int, int]]
+"""An edit by its name, with numbers that its places follow from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +50,19 @@ class Edited:
     cells: list[Cell] = field(default_factory=list)
 
     @classmethod
-    def new(cls, seed: int, length: int, start_pos: int = 0, layout: KVLayout = "plain") -> Edited:
+    def new(
+        cls,
+        seed: int,
+        length: int,
+        start_pos: int = 0,
+        layout: KVLayout = "plain",
+        done: Iterable[Named] = (),
+    ) -> Edited:
         world = World(seed, LAYERS, 120, layout)
         made = cls(world, KVDoc(world.pool, ROOT, start_pos=start_pos))
         made.run(edits.Append(tuple(world.random.integers(0, 50, length).tolist())))
+        for name, numbers in done:
+            made.do(name, numbers)
         return made
 
     def cells_of(self, tokens: list[int], slots: np.ndarray) -> list[Cell]:

@@ -47,9 +47,7 @@ def taints(doc: KVDoc) -> list[Taint]:
 @pytest.mark.parametrize("layout", ["plain", "tiled"])
 @given(seed=st.integers(0, 2**16), length=st.integers(1, 200), done=deeds)
 def test_a_compacted_document_is_the_same_in_no_more_blocks(layout, seed, length, done):
-    made = Edited.new(seed, length, layout=layout)
-    for name, numbers in done:
-        made.do(name, numbers)
+    made = Edited.new(seed, length, layout=layout, done=done)
     doc = made.doc
     doc.close_tail()
     before, kv, nbytes = said(doc), bits(doc) if doc.length else [], doc.nbytes

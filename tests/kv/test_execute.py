@@ -108,9 +108,7 @@ def standing(doc: KVDoc) -> list[tuple[int, int]]:
 
 @given(seed=st.integers(0, 99), length=st.integers(20, 150), done=deeds)
 def test_recomputing_from_left_to_right_makes_everything_exact(seed, length, done):
-    made = Edited.new(seed, length)
-    for name, numbers in done:
-        made.do(name, numbers)
+    made = Edited.new(seed, length, done=done)
     tokens, place = made.doc.tokens, 0
     while place < len(tokens):
         assert made.doc.exact_length() >= place

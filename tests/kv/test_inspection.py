@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvloom.kv.edit import Delete, Insert
@@ -17,11 +17,19 @@ NEAR = TOLERANCE["float32"]["rotation"]
 
 
 @pytest.mark.parametrize("layout", ["plain", "tiled"])
+@example(  # a token that was repaired twice, once by a run of slots, and then pruned
+    seed=0,
+    length=4,
+    done=[
+        ("repair", (0, 4, 0)),
+        ("repair", (0, 3, 1)),
+        ("insert", (0, 0, 0)),
+        ("prune", (0, 3, 0)),
+    ],
+)
 @given(seed=st.integers(0, 2**16), length=st.integers(1, 200), done=deeds)
 def test_keys_stand_where_a_list_of_tokens_has_them(layout, seed, length, done):
-    made = Edited.new(seed, length, layout=layout)
-    for name, numbers in done:
-        made.do(name, numbers)
+    made = Edited.new(seed, length, layout=layout, done=done)
     for layer in LAYERS:
         k, v = keys_and_values(made.doc, layer)
         assert k.shape[1] == v.shape[1] == made.doc.length

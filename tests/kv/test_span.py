@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -28,13 +29,6 @@ def visible(spans) -> list[tuple[int, int]]:
     return sorted(shown)
 
 
-def edited(seed: int, length: int, done) -> Edited:
-    made = Edited.new(seed, length)
-    for name, numbers in done:
-        made.do(name, numbers)
-    return made
-
-
 def span_of(length: int, base: int = 0, hidden: tuple[SlotRange, ...] = (), shift: int = 0) -> Span:
     doc = KVDoc(small_pool(4), ROOT, start_pos=base)
     doc.append(list(range(length)))
@@ -44,7 +38,7 @@ def span_of(length: int, base: int = 0, hidden: tuple[SlotRange, ...] = (), shif
 
 @given(seed=st.integers(0, 2**16), length=st.integers(1, 150), done=deeds)
 def test_reading_order_is_the_order_of_positions_and_assembling_is_its_inverse(seed, length, done):
-    doc = edited(seed, length, done).doc
+    doc = Edited.new(seed, length, done=done).doc
     order = reading_order(doc.spans)
     pos = [pos for piece in order for pos in piece.pos.tolist()]
     assert pos == list(range(doc.start_pos, doc.start_pos + doc.length))
@@ -62,7 +56,7 @@ def test_reading_order_is_the_order_of_positions_and_assembling_is_its_inverse(s
     edges=st.sets(st.integers(0, 500), max_size=5),
 )
 def test_pieces_that_are_cut_and_assembled_again_are_what_they_were(seed, length, done, edges):
-    doc = edited(seed, length, done).doc
+    doc = Edited.new(seed, length, done=done).doc
     places = sorted({0, doc.length, *(edge % (doc.length + 1) for edge in edges)})
     parts = [list(cut(doc.order, a, b)) for a, b in pairwise(places)]
     lengths = [sum(piece.length for piece in part) for part in parts]
@@ -108,3 +102,16 @@ def test_holes_are_added_to_the_biases_there_are(seed, length, biased):
     assert torch.equal(part.holed.bias, expected)
     assert part.holed is part.holed, "made again"
     assert not biased or torch.equal(span.segment.arrays.bias, bias), "the segment was changed"
+
+
+def test_of_overlays_that_replace_each_other_the_shown_slot_stays_the_tokens_own():
+    doc = KVDoc(small_pool(8), ROOT)
+    doc.append(list(range(4)))
+    for _ in range(2):
+        doc.overlay(list(range(4)), np.arange(4))
+    older, newer = (replace(span, hidden=()) for span in doc.spans if span.segment.placed)
+    pieces = (older.sub(0, 1), newer.sub(1, 2), older.sub(2, 3), newer.sub(3, 4))
+    spans = assembled(pieces)
+    assert reading_order(spans) == pieces
+    pruned = reading_order([span.without(np.arange(4)) for span in spans])
+    assert [piece.pool_slots for piece in pruned] == [piece.pool_slots for piece in pieces]

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from kvloom import RequestError
-from kvloom.bench.results import Machine
+from kvloom.bench.results import RunReport
 
 SCHEMA_VERSION = 1
 
@@ -103,18 +103,15 @@ class CaseResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CaseReport:
+class CaseReport(RunReport):
     """Everything the runs that a report goes back to found out.
 
     Attributes:
         schema: name of the JSON's form.
         noun: what its cases are called.
-        started_at: of the first run, ISO 8601 with the time zone.
-        duration_s: of all runs.
         source: where the cases come from.
         options: what was asked for.
         model: digest of the weights and formats; figures of others are not mixed.
-        machine: where the last run ran.
         kinds: names in the order of the table.
         results: one per case.
         skipped: cases that were not measured, with the reason.
@@ -124,12 +121,9 @@ class CaseReport:
     schema: ClassVar[str]
     noun: ClassVar[str]
 
-    started_at: str
-    duration_s: float
     source: str
     options: CaseOptions
     model: str
-    machine: Machine
     kinds: tuple[str, ...]
     results: tuple[CaseResult, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from rich.text import Text
 from kvloom.bench.case_figures import KindRow, Spread, find_warnings, make_rows
 from kvloom.bench.case_picture import Wording, draw
 from kvloom.bench.case_results import CaseReport, R, dump
-from kvloom.bench.chain import ChainReport
+from kvloom.bench.run_show import describe_run
 
 Column = tuple[str, Callable[[KindRow], str]]
 """A heading, and what stands under it."""
@@ -58,13 +58,20 @@ class Presentation(Generic[R]):
         return Group(
             *tables,
             Text(self.legend, style="dim"),
-            Text(describe_run(report, f"{report.source} · {self.measured(report)}"), style="dim"),
+            Text(self._described(report), style="dim"),
             *(Text(f"Warning: {text}", style="yellow") for text in self._all_warnings(report)),
         )
 
     def draw(self, report: R, path: Path) -> None:
         """Draw error against cost."""
         draw(report, self.wording, path)
+
+    def _described(self, report: R) -> str:
+        options = report.options
+        return (
+            f"{report.source} · {self.measured(report)}\n"
+            f"{describe_run(report, options.model, options.settings)}"
+        )
 
     def _all_warnings(self, report: R) -> list[str]:
         return find_warnings(report, self.warnings(report))
@@ -103,15 +110,3 @@ def _table(report: CaseReport, rows: Sequence[KindRow], columns: Sequence[Column
     for row in rows:
         table.add_row(row.kind, *(cell(row) for _, cell in columns))
     return table
-
-
-def describe_run(report: CaseReport | ChainReport, measured: str) -> str:
-    """Return what was measured, of which model, and where and when."""
-    options, machine = report.options, report.machine
-    settings = ", ".join(f"{name} {value}" for name, value in options.settings.items())
-    return (
-        f"{measured}\n"
-        f"model {options.model}{f' ({settings})' if settings else ''} · {machine.cpu} "
-        f"({machine.physical_cores or '?'} cores) · {report.started_at} · "
-        f"{report.duration_s:.0f} s in all"
-    )

@@ -19,7 +19,7 @@ from kvloom.bench.chain_lines import typed_edits
 from kvloom.bench.machine import describe_machine, watch_idle
 from kvloom.bench.peers.wire import Progress
 from kvloom.bench.prompts import source_text
-from kvloom.bench.results import Machine
+from kvloom.bench.results import RunReport
 
 if TYPE_CHECKING:
     from kvloom import LLM, Document
@@ -61,7 +61,7 @@ class DocumentFigures:
 
     Attributes:
         first_token_s: median seconds to the first token behind it.
-        decode_s: median seconds of a token after that.
+        decode_s: seconds of a token after that, likewise.
         layout: how it lies in memory.
     """
 
@@ -71,14 +71,11 @@ class DocumentFigures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChainReport:
+class ChainReport(RunReport):
     """Everything one run found out.
 
     Attributes:
-        started_at: ISO 8601 with the time zone.
-        duration_s: of the whole run.
         options: what was asked for.
-        machine: where it ran.
         other_cores: cores that other processes kept busy before the start.
         tokens: of the document at the end.
         edit_s: seconds of every edit.
@@ -89,10 +86,7 @@ class ChainReport:
         key_deviation_after_one: that of the keys after the first edit, whose error is no other.
     """
 
-    started_at: str
-    duration_s: float
     options: ChainOptions
-    machine: Machine
     other_cores: float
     tokens: int
     edit_s: tuple[float, ...]
@@ -174,7 +168,7 @@ def _figures(*documents: Document) -> list[DocumentFigures]:
 
 
 def _decode(document: Document) -> tuple[float, float]:
-    """Return seconds to the first token behind a document, and the median of those after it."""
+    """Return seconds to the first token behind a document, and the mean of those after it."""
     params = SamplingParams(max_tokens=1 + _DECODED, temperature=0.0, ignore_eos=True)
     times = [time.perf_counter()]
     for chunk in document.stream("", params):

@@ -15,9 +15,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kvloom.bench.case_show import describe_run
 from kvloom.bench.chain import ChainReport
 from kvloom.bench.figures import BUSY_CORES
+from kvloom.bench.run_show import describe_run
 
 SCHEMA = "kvloom.bench.chain"
 SCHEMA_VERSION = 1
@@ -66,7 +66,7 @@ def render(report: ChainReport) -> RenderableType:
         ),
         "",
         Text(_LEGEND, style="dim"),
-        Text(describe_run(report, _measured(report)), style="dim"),
+        Text(_described(report), style="dim"),
         *busy,
     )
 
@@ -101,8 +101,9 @@ def _edits(report: ChainReport) -> str:
     )
 
 
-def _measured(report: ChainReport) -> str:
+def _described(report: ChainReport) -> str:
+    options = report.options
     return (
         "lines of Python's standard library replaced, inserted and deleted, shifted, seed "
-        f"{report.options.seed}"
+        f"{options.seed}\n{describe_run(report, options.model, options.settings)}"
     )

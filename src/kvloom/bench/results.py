@@ -162,26 +162,35 @@ class EngineReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpeedReport:
+class RunReport:
+    """When and where a bench ran.
+
+    Attributes:
+        started_at: ISO 8601 with the time zone; of the first run where several are one report.
+        duration_s: in all.
+        machine: where it ran last.
+    """
+
+    started_at: str
+    duration_s: float
+    machine: Machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedReport(RunReport):
     """Everything one run found out.
 
     Attributes:
-        started_at: ISO 8601 with the time zone.
-        duration_s: of the whole run.
         options: what was asked for.
         model_path: the folder that all engines loaded, or converted from.
-        machine: where it ran.
         other_cores: cores that other processes kept busy before the start.
         engines: kvloom first.
         results: one per task.
         interrupted: whether the user ended the run early; rounds and tasks are then missing.
     """
 
-    started_at: str
-    duration_s: float
     options: SpeedOptions
     model_path: str
-    machine: Machine
     other_cores: float
     engines: tuple[EngineReport, ...]
     results: tuple[TaskResult, ...]

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 
 import numpy as np
@@ -144,7 +145,7 @@ def assembled(pieces: Iterable[Span]) -> tuple[Span, ...]:
     """Return the fewest spans that show pieces given in reading order: its inverse.
 
     Pieces of one segment that stand as they were computed are joined, over what an overlay
-    replaces too; overlays come last.
+    replaces too; overlays come last, each behind those whose slots it replaces.
     """
     pieces = [piece for piece in pieces if piece.length]
     taken = {pos for piece in pieces if piece.segment.placed for pos in piece.pos.tolist()}
@@ -156,8 +157,8 @@ def assembled(pieces: Iterable[Span]) -> tuple[Span, ...]:
             groups[-1].append(piece)
         else:
             groups.append([piece])
-    every = [*plain, *(group for groups in over.values() for group in groups)]
-    return tuple(_joined(group) for group in every)
+    overlays = [group for groups in over.values() for group in groups]
+    return (*(_joined(group) for group in plain), *_ordered(overlays))
 
 
 def cut(pieces: Iterable[Span], start: int, stop: int) -> Iterator[Span]:
@@ -218,6 +219,25 @@ def _continues(last: Span, piece: Span, taken: set[int]) -> bool:
         return True
     between = range(last.stop, piece.start)
     return all(last.segment.rotated_from(slot) + last.shift in taken for slot in between)
+
+
+def _ordered(groups: Sequence[Sequence[Span]]) -> list[Span]:
+    """Join the pieces of overlays, so that of several slots at a position the last one counts.
+
+    Where two would replace slots of each other, pieces stay as they are and hold no replaced slot.
+    """
+    shown_by = {
+        pos: n for n, group in enumerate(groups) for piece in group for pos in piece.pos.tolist()
+    }
+    before: dict[int, set[int]] = {n: set() for n in range(len(groups))}
+    for n, group in enumerate(groups):
+        for last, piece in pairwise(group):
+            for slot in range(last.stop, piece.start):
+                before[shown_by[last.segment.rotated_from(slot) + last.shift]].add(n)
+    try:
+        return [_joined(groups[n]) for n in TopologicalSorter(before).static_order()]
+    except CycleError:
+        return [piece for group in groups for piece in group]
 
 
 def _joined(group: Sequence[Span]) -> Span:
