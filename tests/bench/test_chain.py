@@ -58,6 +58,8 @@ def test_keys_and_values_after_many_edits_are_those_of_a_fresh_document(
 def test_what_cannot_be_measured_is_refused(folder: str) -> None:
     with pytest.raises(RequestError, match="edits must be at least 1"):
         ChainOptions(edits=0)
+    with tiny_llm(folder) as made, pytest.raises(RequestError, match="longer context"):
+        run_chain(made, ChainOptions(edits=1, context=2))
     with (
         LLM(folder, dtype="float32", kv_memory="1MiB", threads=1) as caching,
         pytest.raises(RequestError, match="without prefix caching"),

@@ -12,6 +12,8 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from kvloom import RequestError
+
 _FIRST_LINE = 3
 """What all other tokens attend to most stands before it: an edit there is computed exactly."""
 _KINDS = ("replace", "replace", "replace", "insert", "delete")
@@ -40,11 +42,19 @@ def typed_edits(text: str, other: Sequence[str], count: int, seed: int) -> Itera
         other: lines that are typed, without their ends.
         count: edits in all.
         seed: of the choices.
+
+    Raises:
+        RequestError: the text has too few lines.
     """
     chosen = random.Random(seed)
     lines = text.split("\n")
     wanted = len(lines)
-    assert wanted > _FIRST_LINE + 1, "too few lines to edit"
+    if wanted <= _FIRST_LINE + 1:
+        raise RequestError(
+            f"The document has too few lines to edit ({wanted}, of at least {_FIRST_LINE + 2}); "
+            "give it a longer context.",
+            param="context",
+        )
     for _ in range(count):
         kind = chosen.choice(_KINDS)
         if kind != "replace":  # a text that has grown shrinks, and the other way round
