@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvloom.errors import CapacityError
@@ -22,10 +22,14 @@ from tests.tolerances import TOLERANCE
 NEAR = TOLERANCE["float32"]["attention"]
 
 
+ELSEWHERE = range(100, 200)
+"""Tokens that stand in no other document: of equal lineage nothing is copied."""
+
+
 def another_context(made: Edited, before: int) -> Edited:
     """Return a document of the same tokens behind others, in the same pool."""
     other = Edited(made.world, KVDoc(made.world.pool, ROOT))
-    tokens = [*range(before), *made.doc.tokens]
+    tokens = [*ELSEWHERE[:before], *made.doc.tokens]
     other.run(Append(tuple(tokens)))
     other.run(Delete(0, before))
     del other.cells[:before]
@@ -40,10 +44,15 @@ def another_context(made: Edited, before: int) -> Edited:
     seed=st.integers(0, 2**16),
     length=st.integers(1, 120),
     ends=st.tuples(st.integers(0, 999), st.integers(0, 999)),
-    before=st.integers(
-        1, 9
-    ),  # with equal lineage nothing is copied, and this world draws at random
+    before=st.integers(1, 9),
     done=deeds,
+)
+@example(
+    seed=0,
+    length=1,
+    ends=(0, 1),
+    before=1,
+    done=[("insert", (0, 0, 2)), ("delete", (0, 1, 0))],
 )
 def test_keys_and_values_are_of_the_documents_that_were_named(
     keys, values, layout, seed, length, ends, before, done
