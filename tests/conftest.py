@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 # Shapes and dtypes of the pure tensor functions are checked at run time, in tests only.
 install_import_hook("kvloom.ops", "beartype.beartype")
 
-# So many that the short suite stays short; `--hypothesis-profile=many` looks harder.
+# So many that the short suite stays short; `--hypothesis-profile=many` looks harder. What lands is
+# judged by examples that do not change from run to run.
 settings.register_profile("few", max_examples=30, deadline=None)
+settings.register_profile("ci", max_examples=30, deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("many", max_examples=300, deadline=None, print_blob=True)
 settings.load_profile("few")
 

@@ -6,16 +6,18 @@ Does not know: model names; names of children and config values are hypotheses o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import permutations, product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from kvloom.ops.decoder import Activation, Norm
+from kvloom.ops.decoder import Activation, Norm, NormKind
 from kvloom.ops.rows import gate, normalize
+
+T = TypeVar("T")
 
 TOLERANCE = 1e-4
 """Largest difference, as a share of the largest value, that counts as rounding in fp32."""
@@ -100,13 +102,17 @@ def explain_norm(module: nn.Module) -> Norm:
     # Small values, among which epsilon shows.
     trials = torch.cat([wide, wide * 1e-3])
     expected = module(trials).float()
-    for kind, offset, epsilon in product(("rms", "layer"), (0.0, 1.0), _small_numbers(module)):
-        norm = Norm("rms" if kind == "rms" else "layer", shape[-1], epsilon, weight + offset, bias)
-        if equal(_norm_stretches(norm, trials), expected):
-            return norm
-    raise UnexplainedError(
-        f"{type(module).__name__} is neither a root mean square nor a layer norm"
-    )
+    kinds: tuple[NormKind, ...] = ("rms", "layer")
+    norms = [
+        Norm(kind, shape[-1], epsilon, weight + offset, bias)
+        for kind, offset, epsilon in product(kinds, (0.0, 1.0), _small_numbers(module))
+    ]
+    found = _nearest(norms, lambda norm: _norm_stretches(norm, trials), expected)
+    if found is None:
+        raise UnexplainedError(
+            f"{type(module).__name__} is neither a root mean square nor a layer norm"
+        )
+    return found
 
 
 def explain_mlp(module: nn.Module, hidden: int) -> MlpFacts:
@@ -119,11 +125,15 @@ def explain_mlp(module: nn.Module, hidden: int) -> MlpFacts:
     x = torch.randn(6, hidden, generator=torch.Generator().manual_seed(4))
     expected = module(x[None])
     expected = expected[0] if isinstance(expected, tuple) else expected
-    for facts in _mlps(matrices, hidden):
+
+    def computed(facts: MlpFacts) -> Tensor:
         gated = None if facts.gate is None else facts.gate(x)
-        if equal(facts.down(gate(facts.activation, gated, facts.up(x))), expected[0]):
-            return facts
-    raise UnexplainedError(f"{type(module).__name__} is no MLP of a known form")
+        return facts.down(gate(facts.activation, gated, facts.up(x)))
+
+    found = _nearest(_mlps(matrices, hidden), computed, expected[0])
+    if found is None:
+        raise UnexplainedError(f"{type(module).__name__} is no MLP of a known form")
+    return found
 
 
 def config_numbers(config: Any) -> list[float]:
@@ -134,6 +144,19 @@ def config_numbers(config: Any) -> list[float]:
             found[float(value)] = None
             found[1 / float(value)] = None
     return list(found)
+
+
+def _nearest(
+    hypotheses: Iterable[T], computed: Callable[[T], Tensor], expected: Tensor
+) -> T | None:
+    """Return what comes nearest to the expected values, or None if that is not by rounding.
+
+    The first that is near is not enough: the two kinds of GELU may differ by less than the
+    tolerance on some values, and by more on a text.
+    """
+    off = [(difference(computed(each), expected), each) for each in hypotheses]
+    least, found = min(off, key=lambda pair: pair[0], default=(float("inf"), None))
+    return found if least <= TOLERANCE else None
 
 
 def _small_numbers(module: nn.Module) -> Iterable[float]:
