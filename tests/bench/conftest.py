@@ -34,13 +34,19 @@ def llm(tiny_folder: str) -> Iterator[LLM]:
         yield made
 
 
-def tiny_llm(folder: str, store: StoreSettings | None = None) -> LLM:
-    """Return a model in fp32, without prefix caching and idle repairs."""
+def tiny_llm(
+    folder: str,
+    store: StoreSettings | None = None,
+    *,
+    enable_prefix_caching: bool = False,
+    repair_when_idle: bool = False,
+) -> LLM:
+    """Return a model in fp32; what would make approximations exact is off if not asked for."""
     made = LLM(
         folder,
         dtype="float32",
-        enable_prefix_caching=False,
-        repair_when_idle=False,
+        enable_prefix_caching=enable_prefix_caching,
+        repair_when_idle=repair_when_idle,
         kv_memory="16MiB",
         threads=1,
         store=store,

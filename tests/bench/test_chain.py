@@ -60,8 +60,9 @@ def test_what_cannot_be_measured_is_refused(folder: str) -> None:
         ChainOptions(edits=0)
     with tiny_llm(folder) as made, pytest.raises(RequestError, match="longer context"):
         run_chain(made, ChainOptions(edits=1, context=2))
-    with (
-        LLM(folder, dtype="float32", kv_memory="1MiB", threads=1) as caching,
-        pytest.raises(RequestError, match="without prefix caching"),
-    ):
-        run_chain(caching, ChainOptions())
+    for settings in ({"enable_prefix_caching": True}, {"repair_when_idle": True}):
+        with (
+            tiny_llm(folder, **settings) as made,
+            pytest.raises(RequestError, match="without prefix caching and without idle repairs"),
+        ):
+            run_chain(made, ChainOptions())

@@ -105,15 +105,19 @@ def run_chain(
     """Edit one line after the other, all `shifted`, and hold the document against a fresh one.
 
     Args:
-        llm: without prefix caching, else one document would answer for the other.
+        llm: without prefix caching, else one document would answer for the other, and without idle
+            repairs, else it becomes the other.
         options: what is measured.
         progress: is told about every edit.
 
     Raises:
-        RequestError: the model cannot hold the document.
+        RequestError: the model cannot hold the document, or has one of these settings.
     """
-    if llm.config.enable_prefix_caching:
-        raise RequestError("the bench of a chain needs a model without prefix caching.")
+    if llm.config.enable_prefix_caching or llm.config.repair_when_idle:
+        raise RequestError(
+            "the bench of a chain needs a model without prefix caching and without idle repairs; "
+            "set enable_prefix_caching and repair_when_idle to False."
+        )
     started_at, begun = datetime.now().astimezone(), time.perf_counter()
     other_cores = watch_idle()
     tokens = llm.tokenizer.encode(source_text(2 * options.context))
