@@ -269,6 +269,40 @@ def test_a_model_that_is_not_reproduced_runs_on_the_seam_and_says_where(
     assert share(logits(model), truth(hidden_act="relu")) <= TOLERANCE["bfloat16"]["logits"]
 
 
+def test_a_model_that_was_refused_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = saved(tmp_path / "relu", hidden_act="relu")
+    first = opened(folder)
+
+    def tried(*args: Any) -> None:
+        raise AssertionError("tried again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kvloom.model.lean.make.make_packed", tried)
+        caplog.clear()
+        second = opened(folder)
+        assert second.runner_note == first.runner_note
+        assert "layer 0 differs" in caplog.text, "a slower runner is said at every start"
+        assert second.passport.fingerprint == first.passport.fingerprint
+        with pytest.raises(AssertionError, match="tried again"):
+            opened(folder, quantization="int8")
+    saved(folder)
+    assert opened(folder).runner_name.startswith("lean"), "other weights were tried"
+
+
+def test_a_verdict_that_cannot_be_kept_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any) -> None:
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr(opening, "save_refusal", fail)
+    model = opened(saved(tmp_path / "relu", hidden_act="relu"))
+    assert "layer 0 differs" in model.runner_note
+    assert "every start tries the model anew" in caplog.text
+
+
 def test_heads_that_the_library_cannot_do_run_on_the_seam(tmp_path: Path) -> None:
     model = opened(saved(tmp_path / "narrow", head_dim=8, hidden_size=32))
     assert model.runner_name == "seam"

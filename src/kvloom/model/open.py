@@ -20,7 +20,13 @@ from kvloom.model.checkpoint import Checkpoint, check_code, read_folder
 from kvloom.model.convert import known_digests
 from kvloom.model.digest import Progress
 from kvloom.model.formats import FormatChoice, choose_formats
-from kvloom.model.lean.cache import PackedModel, load_packed, save_packed
+from kvloom.model.lean.cache import (
+    PackedModel,
+    load_packed,
+    load_refusal,
+    save_packed,
+    save_refusal,
+)
 from kvloom.model.lean.explain import UnexplainedError
 from kvloom.model.lean.native import NativeExecutor
 from kvloom.model.lean.resident import make_resident
@@ -140,27 +146,40 @@ def _packed(
     library: NativeLibrary,
     options: OpenOptions,
 ) -> PackedModel:
-    """Return the packed model, from the cache folder or made now.
+    """Return the packed model, from the cache folder or made now; the verdict is kept either way.
 
     Raises:
-        UnexplainedError: the lean runner does not reproduce the seam.
+        UnexplainedError: the lean runner does not reproduce the seam, now or at an earlier start.
     """
     assert choice.weights is not None
     key = _key(checkpoint, choice, choice.weights, library, options)
     packed = load_packed(key, options.cache_dir)
     if packed is not None:
         return packed
+    if refusal := load_refusal(key, options.cache_dir):
+        raise UnexplainedError(refusal)
     from kvloom.model.lean.make import make_packed
 
     check_code(checkpoint, trust_remote_code=options.trust_remote_code)
     loaded = load_folder(source, checkpoint, dtype="float32", **_load_arguments(options))
-    made = make_packed(loaded, choice, library, options.progress)
+    try:
+        made = make_packed(loaded, choice, library, options.progress)
+    except UnexplainedError as error:
+        _keep_refusal(str(error), key, options.cache_dir)
+        raise
     try:
         save_packed(made, key, options.cache_dir)
     except OSError as error:
         logger.warning("packed weights cannot be kept (%s): every start packs anew", error)
         return made
     return load_packed(key, options.cache_dir) or made
+
+
+def _keep_refusal(reason: str, key: dict[str, Any], cache_dir: Path | None) -> None:
+    try:
+        save_refusal(reason, key, cache_dir)
+    except OSError as error:
+        logger.warning("the verdict cannot be kept (%s): every start tries the model anew", error)
 
 
 def _library(choice: FormatChoice, options: OpenOptions) -> tuple[NativeLibrary | None, str]:

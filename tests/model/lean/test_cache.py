@@ -19,7 +19,14 @@ import torch
 from safetensors.torch import load_file
 
 from kvloom.model.lean import cache
-from kvloom.model.lean.cache import PackedModel, load_packed, packed_folder, save_packed
+from kvloom.model.lean.cache import (
+    PackedModel,
+    load_packed,
+    load_refusal,
+    packed_folder,
+    save_packed,
+    save_refusal,
+)
 from kvloom.model.stored_tokenizer import TokenizerFacts
 from tests.model.lean.decoders import decoder_of, family
 from tests.model.lean.test_encode import same
@@ -34,7 +41,6 @@ def packed(name: str = "gemma2") -> PackedModel:
         weights="int8 + bfloat16",
         digests={"weights": "1", "config": "2", "tokenizer": "3"},
         eos_token_ids=(2, 7),
-        dtype="float32",
         receipt={"nll": 1.25, "tokens": 384.0},
         tokenizer=('{"ä": "🙂"}', TokenizerFacts(0, None, "{{ x }}", {"bos_token": "<s>"})),
     )
@@ -265,3 +271,31 @@ def test_a_save_that_is_killed_leaves_nothing_that_loads(tmp_path: Path, step: s
     found = load_packed(KEY, tmp_path)
     assert found is not None
     assert torch.equal(found.decoder.head.codes, packed().decoder.head.codes)
+
+
+def test_a_refusal_is_kept_for_its_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert load_refusal(KEY, tmp_path) is None
+    save_refusal("layer 0 differs: größer", KEY, tmp_path)
+    assert load_refusal(KEY, tmp_path) == "layer 0 differs: größer"
+    for name in KEY:
+        assert load_refusal(KEY | {name: "another"}, tmp_path) is None
+    assert load_packed(KEY, tmp_path) is None
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{}", b"[" * 100_000, b'{"key": 3'])
+def test_a_damaged_refusal_counts_as_none_and_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    save_refusal("layer 0 differs", KEY, tmp_path)
+    (path,) = (tmp_path / "packed").glob("*.refused.json")
+    path.write_bytes(content)
+    assert load_refusal(KEY, tmp_path) is None
+    assert "trying again" in caplog.text
+
+
+def test_a_refusal_of_another_version_counts_as_none(tmp_path: Path) -> None:
+    save_refusal("layer 0 differs", KEY, tmp_path)
+    (path,) = (tmp_path / "packed").glob("*.refused.json")
+    rewrite(path, lambda content: content | {"format_version": 99})
+    assert load_refusal(KEY, tmp_path) is None

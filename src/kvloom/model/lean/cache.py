@@ -1,4 +1,4 @@
-"""Packed models on disk: weights, facts and the verdict, whole or not at all.
+"""Packed models and verdicts on disk: weights and facts, or why a model was refused.
 
 Knows: the layout of a packed model's folder, what makes it stale, and how to map it into memory.
 Does not know: how a model is packed or proved.
@@ -28,7 +28,7 @@ from kvloom.ops.decoder import Decoder
 from kvloom.types import ModelSpec
 
 logger = logging.getLogger(__name__)
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MANIFEST, _WEIGHTS, _TOKENIZER = "packed.json", "packed.safetensors", "tokenizer.json"
 
 
@@ -42,7 +42,6 @@ class PackedModel:
         weights: words for the formats of the matrices, for the passport.
         digests: of weights, config and tokenizer, by name.
         eos_token_ids: tokens that end a text.
-        dtype: what the model's files are stored in.
         receipt: measured differences to the model's own weights, by name.
         tokenizer: the tokenizer as text, and its facts.
     """
@@ -52,7 +51,6 @@ class PackedModel:
     weights: str
     digests: dict[str, str]
     eos_token_ids: tuple[int, ...]
-    dtype: str
     receipt: dict[str, float]
     tokenizer: tuple[str, TokenizerFacts]
 
@@ -103,6 +101,35 @@ def save_packed(model: PackedModel, key: Mapping[str, Any], cache_dir: Path | No
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def load_refusal(key: Mapping[str, Any], cache_dir: Path | None) -> str | None:
+    """Return why the model of a key was refused; None if it was not, or if that cannot be read."""
+    path = _refusal(key, cache_dir)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known = content["format_version"] == FORMAT_VERSION and content["key"] == dict(key)
+        return str(content["reason"]) if known else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        logger.warning("the verdict in %s cannot be read (%s); trying again", path, error)
+        return None
+
+
+def save_refusal(reason: str, key: Mapping[str, Any], cache_dir: Path | None) -> None:
+    """Keep why the model of a key was refused, so that the next start need not try again.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = _refusal(key, cache_dir)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"format_version": FORMAT_VERSION, "key": dict(key), "reason": reason})
+
+
+def _refusal(key: Mapping[str, Any], cache_dir: Path | None) -> Path:
+    return packed_folder(key, cache_dir).with_suffix(".refused.json")
 
 
 def _write(model: PackedModel, key: Mapping[str, Any], folder: Path) -> None:
@@ -165,7 +192,6 @@ def _load(folder: Path, key: Mapping[str, Any]) -> PackedModel:
         weights=str(content["weights"]),
         digests={str(name): str(value) for name, value in content["digests"].items()},
         eos_token_ids=tuple(int(token) for token in content["eos_token_ids"]),
-        dtype=str(content["dtype"]),
         receipt={str(name): float(value) for name, value in content["receipt"].items()},
         tokenizer=(
             (folder / _TOKENIZER).read_text(encoding="utf-8"),

@@ -75,7 +75,6 @@ def make_packed(
         weights=_words(decoder),
         digests={"weights": loaded.digests.weights, "config": loaded.digests.config},
         eos_token_ids=tuple(sorted(loaded.tokenizer.eos_token_ids)),
-        dtype=str(loaded.dtype).removeprefix("torch."),
         tokenizer=loaded.tokenizer.stored(),
         receipt=_receipt(loaded, seam, runner)
         | {"probe_distance": distance, "rounded_matrices": float(sum(packer.rounded.values()))},
