@@ -336,12 +336,14 @@ _deeds = st.builds(
     st.sampled_from(["new", "append", "fork", "truncate", "graft", "scatter", "overlay", "bias"]),
     _numbers,
 )
+written = st.lists(_deeds, min_size=1, max_size=8)
+"""How a world comes about."""
 
 
 @st.composite
 def worlds(draw: st.DrawFn, layers: Sequence[LayerSpec] = MIXED) -> World:
     """Worlds of documents that were written, forked, cut, grafted and overlaid."""
     world = World(draw(st.integers(0, 2**16)), layers)
-    for deed in draw(st.lists(_deeds, min_size=1, max_size=8)):
+    for deed in draw(written):
         deed.do(world)
     return world

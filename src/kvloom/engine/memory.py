@@ -69,6 +69,8 @@ class EngineMemory:
         if self._is_being_computed(job, known, reusable):
             return "wait for a prefix"
         doc = KVDoc(self.pool, self.root, spans)
+        if job.request.base is not None:
+            doc.learn_from(job.request.base)
         # Less than a block saves no memory when it is shared, but one more piece in every fold.
         copies = 0 < known < PAGE_SLOTS and doc.exact_length() == known
         missing = len(job.tokens) - (0 if copies else known)

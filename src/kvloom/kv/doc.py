@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvloom.kv.exactness import Judged, judge
 from kvloom.kv.lineage import Lineage
 from kvloom.kv.pool import PAGE_SLOTS, Pool, blocks_for
 from kvloom.kv.segment import Segment
@@ -63,6 +64,7 @@ class KVDoc:
         order = reading_order(spans)
         self.version = DocVersion(0, spans, sum(piece.length for piece in order))
         self._order: tuple[DocVersion, tuple[Span, ...]] = (self.version, order)
+        self._judged: list[Judged] = []
         self._tail: Segment | None = None
         self._closed = False
         for span in spans:
@@ -197,7 +199,15 @@ class KVDoc:
     def fork(self) -> KVDoc:
         """Return a second document with the same content; both may go on separately."""
         self.close_tail()
-        return KVDoc(self.pool, self.root, self.spans, start_pos=self.start_pos)
+        copy = KVDoc(self.pool, self.root, self.spans, start_pos=self.start_pos)
+        copy._order = (copy.version, self.order)
+        copy.learn_from(self)
+        return copy
+
+    def learn_from(self, other: KVDoc) -> None:
+        """Take over what is known of the other one's stretches, to judge none of them again."""
+        if (other.root, other.start_pos) == (self.root, self.start_pos):
+            self._judged = other._judge()
 
     def close_tail(self) -> None:
         """Close the open segment, as anything that is shared must be."""
@@ -240,22 +250,23 @@ class KVDoc:
 
     def lineage(self) -> Lineage:
         """Return the lineage that a row appended now attends to."""
-        *_, (_, _, actual) = self._walk()
-        return actual
+        judged = self._judge()
+        return judged[-1].actual if judged else self.root
 
     def taints(self) -> Iterator[tuple[Span, Taint]]:
         """Yield every stretch, in the order of tokens, with the reasons why it is not exact."""
-        for span, taint, _ in self._walk():
-            if span is not None:
-                yield span, taint
+        for judged in self._judge():
+            yield judged.span, judged.taint
 
     def provenance(self) -> Provenance:
         """Return tokens by state, and bytes of the blocks shown by codec."""
-        tokens: Counter[str] = Counter()
+        lengths: Counter[Taint] = Counter()
         for span, taint in self.taints():
-            names = [flag.name.lower() for flag in taint if flag.name] or ["exact"]
-            for name in names:
-                tokens[name] += span.length
+            lengths[taint] += span.length
+        tokens: Counter[str] = Counter()
+        for taint, length in lengths.items():
+            for name in [flag.name.lower() for flag in taint if flag.name] or ["exact"]:
+                tokens[name] += length
         return Provenance(tokens=dict(tokens), nbytes={"plain": self.nbytes})
 
     @property
@@ -274,33 +285,9 @@ class KVDoc:
             ranges.append((first, first + self._tail.capacity))
         return ranges
 
-    def _walk(self) -> Iterator[tuple[Span | None, Taint, Lineage]]:
-        expected = actual = self.root
-        place = self.start_pos
-        yield None, Taint.EXACT, actual
-        for span in self.order:
-            segment = span.segment
-            taint = Taint.EXACT
-            if span.shift:
-                taint |= Taint.MOVED
-            if span.hidden:
-                taint |= Taint.PRUNED
-            if segment.placed:
-                taint |= Taint.REPAIRED
-            elif segment.lineage_at(span.start) != expected:
-                taint |= Taint.FOREIGN
-            if taint is Taint.EXACT and segment.base + span.start != place:
-                taint = Taint.MOVED
-            place += span.length
-            if taint is Taint.EXACT and actual == expected:
-                expected = actual = segment.lineage_at(span.stop)
-            else:  # Rows behind an exact span attend to the inexact ones before it as well.
-                expected = expected.extend(span.tokens)
-                recipe = f"shift={span.shift};hidden={[tuple(cut) for cut in span.hidden]}"
-                if segment.placed:
-                    recipe += f";pos={segment.rotated_at(span.start, span.stop).tolist()}"
-                actual = actual.alter(recipe, segment.lineage_at(span.stop))
-            yield span, taint, actual
+    def _judge(self) -> list[Judged]:
+        self._judged = judge(self.order, self.root, self.start_pos, self._judged)
+        return self._judged
 
     def _extend(self, tokens: Sequence[int], pos: np.ndarray | None) -> np.ndarray:
         """Add tokens at the end, or at positions of their own."""
