@@ -291,13 +291,14 @@ def test_a_model_that_was_refused_is_not_tried_again(
     assert opened(folder).runner_name.startswith("lean"), "other weights were tried"
 
 
+def cannot_write(*args: Any) -> None:
+    raise OSError("read-only file system")
+
+
 def test_a_verdict_that_cannot_be_kept_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*args: Any) -> None:
-        raise OSError("read-only file system")
-
-    monkeypatch.setattr(opening, "save_refusal", fail)
+    monkeypatch.setattr(opening, "save_refusal", cannot_write)
     model = opened(saved(tmp_path / "relu", hidden_act="relu"))
     assert "layer 0 differs" in model.runner_note
     assert "every start tries the model anew" in caplog.text
@@ -312,10 +313,7 @@ def test_heads_that_the_library_cannot_do_run_on_the_seam(tmp_path: Path) -> Non
 def test_a_cache_that_cannot_be_written_is_said(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*args: Any) -> None:
-        raise OSError("read-only file system")
-
-    monkeypatch.setattr(opening, "save_packed", fail)
+    monkeypatch.setattr(opening, "save_packed", cannot_write)
     model = opened(folder)
     assert model.runner_name.startswith("lean")
     assert "every start packs anew" in caplog.text

@@ -17,6 +17,7 @@ from kvloom import KvloomError, RequestError
 from kvloom.bench.case_results import CaseResult, R, gone_on_with
 from kvloom.bench.case_source import C
 from kvloom.bench.figures import BUSY_CORES
+from kvloom.bench.lasting import require_lasting
 from kvloom.bench.machine import describe_machine, other_cores, read_cpu, watch_idle
 from kvloom.bench.peers.wire import Progress
 
@@ -78,11 +79,7 @@ def begin(report: type[R], llm: LLM, source: str, options: object, kinds: Iterab
     Raises:
         RequestError: exact KV would answer for approximate one, or be made of it meanwhile.
     """
-    if llm.config.enable_prefix_caching or llm.config.repair_when_idle:
-        raise RequestError(
-            f"the bench of {report.noun} needs a model without prefix caching and without idle "
-            "repairs; set enable_prefix_caching and repair_when_idle to False."
-        )
+    require_lasting(llm, report.noun)
     return report(
         started_at=datetime.now().astimezone().isoformat(timespec="seconds"),
         duration_s=0.0,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvloom import DocumentLayout, RequestError, SamplingParams
 from kvloom.bench.chain_lines import typed_edits
+from kvloom.bench.lasting import require_lasting
 from kvloom.bench.machine import describe_machine, watch_idle
 from kvloom.bench.peers.wire import Progress
 from kvloom.bench.prompts import source_text
@@ -113,11 +114,7 @@ def run_chain(
     Raises:
         RequestError: the model cannot hold the document, or has one of these settings.
     """
-    if llm.config.enable_prefix_caching or llm.config.repair_when_idle:
-        raise RequestError(
-            "the bench of a chain needs a model without prefix caching and without idle repairs; "
-            "set enable_prefix_caching and repair_when_idle to False."
-        )
+    require_lasting(llm, "a chain")
     started_at, begun = datetime.now().astimezone(), time.perf_counter()
     other_cores = watch_idle()
     tokens = llm.tokenizer.encode(source_text(2 * options.context))

@@ -11,10 +11,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
@@ -28,6 +28,7 @@ from kvloom.ops.decoder import Decoder
 from kvloom.types import ModelSpec
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 FORMAT_VERSION = 2
 _MANIFEST, _WEIGHTS, _TOKENIZER = "packed.json", "packed.safetensors", "tokenizer.json"
 
@@ -67,16 +68,7 @@ def load_packed(key: Mapping[str, Any], cache_dir: Path | None) -> PackedModel |
     One that is damaged, or was made for another key, is said so and counts as none.
     """
     folder = packed_folder(key, cache_dir)
-    if not folder.exists():
-        return None
-    try:
-        return _load(folder, key)
-    except (
-        *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
-        SafetensorError,
-    ) as error:
-        logger.warning("the packed weights in %s cannot be used (%s); packing again", folder, error)
-        return None
+    return _usable(folder, lambda: _load(folder, key), "packing again")
 
 
 def save_packed(model: PackedModel, key: Mapping[str, Any], cache_dir: Path | None) -> None:
@@ -104,17 +96,12 @@ def save_packed(model: PackedModel, key: Mapping[str, Any], cache_dir: Path | No
 
 
 def load_refusal(key: Mapping[str, Any], cache_dir: Path | None) -> str | None:
-    """Return why the model of a key was refused; None if it was not, or if that cannot be read."""
+    """Return why the model of a key was refused; None if it was not.
+
+    A verdict that is damaged, or was made for another key, is said so and counts as none.
+    """
     path = _refusal(key, cache_dir)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        known = content["format_version"] == FORMAT_VERSION and content["key"] == dict(key)
-        return str(content["reason"]) if known else None
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        logger.warning("the verdict in %s cannot be read (%s); trying again", path, error)
-        return None
+    return _usable(path, lambda: str(_manifest(path, key)["reason"]), "trying again")
 
 
 def save_refusal(reason: str, key: Mapping[str, Any], cache_dir: Path | None) -> None:
@@ -130,6 +117,20 @@ def save_refusal(reason: str, key: Mapping[str, Any], cache_dir: Path | None) ->
 
 def _refusal(key: Mapping[str, Any], cache_dir: Path | None) -> Path:
     return packed_folder(key, cache_dir).with_suffix(".refused.json")
+
+
+def _usable(place: Path, load: Callable[[], T], instead: str) -> T | None:
+    """Return what is kept at a place; None if there is nothing, or if it cannot be used."""
+    if not place.exists():
+        return None
+    try:
+        return load()
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
+        SafetensorError,
+    ) as error:
+        logger.warning("what is kept in %s cannot be used (%s); %s", place, error, instead)
+        return None
 
 
 def _write(model: PackedModel, key: Mapping[str, Any], folder: Path) -> None:
@@ -172,9 +173,7 @@ def _save_aligned(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _load(folder: Path, key: Mapping[str, Any]) -> PackedModel:
-    manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    if manifest["format_version"] != FORMAT_VERSION or manifest["key"] != dict(key):
-        raise ValueError("it was made for another version or model")
+    manifest = _manifest(folder / _MANIFEST, key)
     if manifest["digest"] != _digest(manifest["model"]):
         raise ValueError(f"{_MANIFEST} was changed")
     for name in (_WEIGHTS, _TOKENIZER):
@@ -198,6 +197,14 @@ def _load(folder: Path, key: Mapping[str, Any]) -> PackedModel:
             TokenizerFacts(**content["tokenizer"]),
         ),
     )
+
+
+def _manifest(path: Path, key: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was written for a key."""
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if manifest["format_version"] != FORMAT_VERSION or manifest["key"] != dict(key):
+        raise ValueError("it was made for another version or model")
+    return manifest
 
 
 def _digest(content: Any) -> str:
